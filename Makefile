@@ -1,0 +1,39 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+CONSTRAINTS := constraints.txt
+
+.PHONY: serve test lint proto bench clean
+
+serve: $(VENV)/.serve
+	$(BIN)/critiq serve $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m tests.contract.check_stubs
+
+proto: $(VENV)/.dev
+	$(BIN)/python -m tests.contract.generate
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/serving.py $(ARGS)
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) install -c $(CONSTRAINTS) -e '.[server]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) install -c $(CONSTRAINTS) -e '.[dev]'
+	touch $@ $(VENV)/.serve

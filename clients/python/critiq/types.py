@@ -1,0 +1,185 @@
+"""What a call returns: the messages of ``proto/critiq/v1`` (their comments are the reference) as Python values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from critiq.errors import CritiqError
+
+Direction = Literal["higher_is_better", "lower_is_better"]
+Scope = Literal["absolute", "within_prompt"]
+Preference = Literal["first", "second", "tie"]
+Priority = Literal["interactive", "bulk"]
+State = Literal["available", "loading", "ready", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One judgement of one picture.
+
+    ``raw`` is the model's own value (range in :class:`Dimension`); ``calibrated`` is 0 (worst) .. 1 (best) and
+    ``percentile`` 0..100 within the reference population, both ``None`` where the bundle has none.
+    """
+
+    dimension: str
+    raw: float
+    calibrated: float | None
+    percentile: float | None
+    direction: Direction
+    scope: Scope
+    model: str
+    model_version: str
+    from_store: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReport:
+    """What was done to the picture before the model saw it; sizes in pixels after the orientation was applied."""
+
+    format: str
+    width: int
+    height: int
+    orientation_applied: bool = False
+    alpha_flattened: bool = False
+    depth_scaled: bool = False
+    colour_converted: bool = False
+    first_frame_only: bool = False
+    resized: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReport:
+    """Tokens of the whole prompt, tokens that the model reads at the most, and whether it was cut."""
+
+    token_count: int
+    token_limit: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """All scores of one picture. ``result["visual_quality"]`` is the :class:`Score` of that dimension."""
+
+    scores: tuple[Score, ...]
+    image: ImageReport
+    prompt: PromptReport | None = None
+
+    def __getitem__(self, dimension: str) -> Score:
+        for score in self.scores:
+            if score.dimension == dimension:
+                return score
+        raise KeyError(f"no score for {dimension!r}; there are {[score.dimension for score in self.scores]}")
+
+    def __iter__(self) -> Iterator[Score]:
+        return iter(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """The answer to one item of a batch or stream: either ``result`` or ``error`` is set."""
+
+    id: str
+    result: ScoreResult | None = None
+    error: CritiqError | None = None
+
+    def unwrap(self) -> ScoreResult:
+        """The result; raises the item's error if it has none."""
+        if self.result is None:
+            raise self.error if self.error is not None else ValueError(f"item {self.id!r} has no outcome")
+        return self.result
+
+
+@dataclass(frozen=True, slots=True)
+class RankedImage:
+    """``index`` is the picture's position in the request, from 0; ``rank`` is 1 for the best, 0 if it has no score."""
+
+    index: int
+    rank: int
+    score: Score | None = None
+    error: CritiqError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankResult:
+    """Pictures, best first; those that could not be scored stand last."""
+
+    dimension: str
+    ranking: tuple[RankedImage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DimensionComparison:
+    """``tie``: the raw values differ by no more than the dimension's tolerance."""
+
+    dimension: str
+    preference: Preference
+    first: Score
+    second: Score
+
+
+@dataclass(frozen=True, slots=True)
+class CompareResult:
+    """Two pictures compared in every dimension that both could be scored in."""
+
+    comparisons: tuple[DimensionComparison, ...]
+    first_image: ImageReport
+    second_image: ImageReport
+    prompt: PromptReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """What a score of this dimension means; ``minimum`` and ``maximum`` bound raw values, ``None`` where unbounded."""
+
+    name: str
+    title: str
+    description: str
+    minimum: float | None
+    maximum: float | None
+    direction: Direction
+    scope: Scope
+    needs_prompt: bool
+    tolerance: float
+    reference_population: str = ""
+    reference_count: int = 0
+    reference_quantiles: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StageInfo:
+    """One stage of a model's graph; ``provider`` is empty while the model is not loaded."""
+
+    name: str
+    runtime: str
+    provider: str
+    max_batch: int
+    digest: str
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Licence:
+    """Licences of a model's code, weights and training data."""
+
+    code: str
+    weights: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One version of one model."""
+
+    name: str
+    version: str
+    family: str
+    title: str
+    description: str
+    state: State
+    state_reason: str
+    is_default: bool
+    dimensions: tuple[Dimension, ...]
+    stages: tuple[StageInfo, ...]
+    licence: Licence

@@ -1,0 +1,209 @@
+"""REST bodies, in any of the accepted forms, to the service's values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from critiq.errors import InvalidArgument
+from critiq.v1 import scoring_pb2
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+
+from critiq_server.api import schemas, translate
+from critiq_server.engine.demand import Priority
+from critiq_server.images.source import EncodedImage, ImageSource
+from critiq_server.service import Item, Query, Target
+
+PROTOBUF = "application/x-protobuf"
+JSON = "application/json"
+MULTIPART = "multipart/form-data"
+FILES = ("application/octet-stream", "image/")
+
+B = TypeVar("B", bound=BaseModel)
+
+
+def content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def score_query(request: Request) -> Query:
+    """JSON, multipart, protobuf, or the file itself with the rest in the URL's query."""
+    kind = content_type(request)
+    if kind.startswith(FILES):
+        fields = {name: ",".join(request.query_params.getlist(name)) for name in request.query_params}
+        _check_fields(fields, "the URL's query")
+        return Query(EncodedImage(await request.body()), fields.get("prompt", ""), _target(fields), _priority(fields))
+    if kind == PROTOBUF:
+        return translate.query(translate.parse(scoring_pb2.ScoreRequest, await request.body()))
+    if kind == JSON:
+        return (await _json(request, schemas.ScoreJson)).query()
+    form = await _form(request, kind)
+    images = await _files(form, "image")
+    if len(images) != 1:
+        raise InvalidArgument(
+            f"the form has {len(images)} files called 'image', one is needed; see /v1/score/batch", field="image"
+        )
+    fields = _fields(form)
+    return Query(images[0], fields.get("prompt", ""), _target(fields), _priority(fields))
+
+
+async def batch_items(request: Request) -> list[Item]:
+    kind = content_type(request)
+    if kind == PROTOBUF:
+        message = translate.parse(scoring_pb2.ScoreBatchRequest, await request.body())
+        return [translate.item(entry, str(position)) for position, entry in enumerate(message.items)]
+    if kind == JSON:
+        body = await _json(request, schemas.BatchJson)
+        return [entry.item(position) for position, entry in enumerate(body.items)]
+    form = await _form(request, kind)
+    images = await _files(form, "image")
+    prompts = [str(value) for value in form.getlist("prompt")]
+    if len(prompts) == 1:
+        prompts *= len(images)
+    if prompts and len(prompts) != len(images):
+        raise InvalidArgument(
+            f"the form has {len(images)} pictures and {len(prompts)} prompts; send one prompt for all, one each, or none",
+            field="prompt",
+        )
+    fields = _fields(form)
+    queries = zip(images, prompts or [""] * len(images), strict=True)
+    return [
+        Item(str(position), Query(image, prompt, _target(fields), _priority(fields)))
+        for position, (image, prompt) in enumerate(queries)
+    ]
+
+
+async def rank_arguments(request: Request) -> dict[str, Any]:
+    """Keyword arguments of ``Service.rank``."""
+    kind = content_type(request)
+    if kind == PROTOBUF:
+        message = translate.parse(scoring_pb2.RankRequest, await request.body())
+        return {
+            "images": [translate.image_or_error(image) for image in message.images],
+            "prompt": message.prompt,
+            "target": translate.target(message.target),
+            "priority": translate.priority(message.priority),
+            "top_k": message.top_k,
+        }
+    if kind == JSON:
+        body = await _json(request, schemas.RankJson)
+        images: list[Any] = []
+        for image in body.images:
+            try:
+                images.append(image.source())
+            except InvalidArgument as error:
+                images.append(error)
+        return {
+            "images": images,
+            "prompt": body.prompt,
+            "target": body.target(),
+            "priority": body.level(),
+            "top_k": body.top_k,
+        }
+    form = await _form(request, kind)
+    fields = _fields(form)
+    return {
+        "images": await _files(form, "image"),
+        "prompt": fields.get("prompt", ""),
+        "target": _target(fields),
+        "priority": _priority(fields),
+        "top_k": _number(fields.get("top_k", "0"), "top_k"),
+    }
+
+
+async def compare_pair(request: Request) -> tuple[Query, Query]:
+    kind = content_type(request)
+    if kind == PROTOBUF:
+        return translate.pair(translate.parse(scoring_pb2.CompareRequest, await request.body()))
+    if kind == JSON:
+        body = await _json(request, schemas.CompareJson)
+        sources = [body.first.source(), body.second.source()]
+        first, second = (Query(source, body.prompt, body.target(), body.level()) for source in sources)
+        return first, second
+    form = await _form(request, kind)
+    fields = _fields(form)
+    pictures = []
+    for name in ("first", "second"):
+        files = await _files(form, name)
+        if len(files) != 1:
+            raise InvalidArgument(f"the form has {len(files)} files called {name!r}, one is needed", field=name)
+        pictures.append(Query(files[0], fields.get("prompt", ""), _target(fields), _priority(fields)))
+    return pictures[0], pictures[1]
+
+
+def timeout(request: Request) -> float | None:
+    """Seconds from the header ``Critiq-Timeout-Ms``; ``None`` without it. Raises ``InvalidArgument``."""
+    text = request.headers.get("critiq-timeout-ms")
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
+        raise InvalidArgument(f"{text[:40]!r} is not a whole number of milliseconds above 0", field="Critiq-Timeout-Ms")
+    return int(text) / 1000
+
+
+async def _json(request: Request, kind: type[B]) -> B:
+    try:
+        return kind.model_validate_json(await request.body())
+    except ValidationError as error:
+        problem = error.errors(include_input=False, include_url=False)[0]
+        field = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in problem["loc"]))
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise InvalidArgument(f"{problem['msg']}{more}", field=field) from error
+
+
+async def _form(request: Request, kind: str) -> FormData:
+    if kind != MULTIPART:
+        accepted = f"{JSON}, {MULTIPART}, {PROTOBUF}, or a single picture's own type (/v1/score)"
+        raise InvalidArgument(
+            f"cannot read a body of type {kind or '(none)'!r}; accepted: {accepted}", field="Content-Type"
+        )
+    return await request.form(max_files=10_000, max_fields=10_000)
+
+
+async def _files(form: FormData, name: str) -> list[ImageSource]:
+    files: list[ImageSource] = []
+    for value in form.getlist(name):
+        if not isinstance(value, UploadFile):
+            raise InvalidArgument(f"the form's {name!r} must be a file", field=name)
+        files.append(EncodedImage(await value.read()))
+    return files
+
+
+def _fields(form: FormData) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for name in form:
+        values = [value for value in form.getlist(name) if isinstance(value, str)]
+        if values:
+            fields[name] = ",".join(values)
+    _check_fields(fields, "the form")
+    return fields
+
+
+_KNOWN = {"prompt", "model", "version", "dimensions", "priority", "top_k"}
+
+
+def _check_fields(fields: Mapping[str, str], where: str) -> None:
+    unknown = sorted(set(fields) - _KNOWN)
+    if unknown:
+        raise InvalidArgument(f"{where} has the unknown field {unknown[0][:60]!r}; known: {', '.join(sorted(_KNOWN))}")
+
+
+def _target(fields: Mapping[str, str]) -> Target:
+    dimensions = tuple(name.strip() for name in fields.get("dimensions", "").split(",") if name.strip())
+    return Target(fields.get("model", ""), fields.get("version", ""), dimensions)
+
+
+def _priority(fields: Mapping[str, str]) -> Priority:
+    text = fields.get("priority", "interactive")
+    if text not in ("interactive", "bulk"):
+        raise InvalidArgument(f"{text[:40]!r} is no priority; use interactive or bulk", field="priority")
+    return Priority[text.upper()]
+
+
+def _number(text: str, field: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise InvalidArgument(f"{text[:40]!r} is not a whole number", field=field)
+    return int(text)

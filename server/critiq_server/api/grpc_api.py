@@ -1,0 +1,170 @@
+"""The gRPC face. It translates; it decides nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from critiq import wire
+from critiq.errors import CritiqError, TooLarge
+from critiq.v1 import models_pb2, scoring_pb2
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from critiq_server.api import translate
+from critiq_server.service import Item, Service
+from critiq_server.telemetry.faults import internal
+
+ERROR_KEY = "critiq-error-bin"
+RETRY_KEY = "grpc-retry-pushback-ms"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+M = TypeVar("M", bound=Message)
+Unary = Callable[[M, float | None], Awaitable[Message]]
+
+
+class GrpcFace:
+    """The services ``Scoring``, ``Models``, health and reflection on one port."""
+
+    def __init__(self, service: Service) -> None:
+        limit = service.settings.limits.request_bytes
+        self._service = service
+        self._request_bytes = limit
+        self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self.server = grpc.aio.server(
+            options=[
+                # The handlers refuse what is over the limit with a clear message; gRPC itself stops at twice as much.
+                ("grpc.max_receive_message_length", 2 * limit),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        self._add_services()
+
+    def bind(self, host: str, port: int) -> int:
+        """Listens; returns the port. Raises ``OSError`` if it is taken."""
+        address = f"[{host}]" if ":" in host else host
+        try:
+            return self.server.add_insecure_port(f"{address}:{port}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{port}") from error
+
+    async def set_health(self, service: str, serving: bool) -> None:
+        """Sets what health checks of ``service`` answer."""
+        status = health_pb2.HealthCheckResponse
+        await self.health.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+    def _add_services(self) -> None:
+        scoring = {
+            "Score": self._unary(scoring_pb2.ScoreRequest, self._score),
+            "ScoreBatch": self._unary(scoring_pb2.ScoreBatchRequest, self._score_batch),
+            "ScoreStream": grpc.stream_stream_rpc_method_handler(self._score_stream, response_serializer=_serialize),
+            "Rank": self._unary(scoring_pb2.RankRequest, self._rank),
+            "Compare": self._unary(scoring_pb2.CompareRequest, self._compare),
+        }
+        models = {
+            "List": self._unary(models_pb2.ListModelsRequest, self._list_models),
+            "Get": self._unary(models_pb2.GetModelRequest, self._get_model),
+            "Load": self._unary(models_pb2.LoadModelRequest, self._load_model),
+            "Unload": self._unary(models_pb2.UnloadModelRequest, self._unload_model),
+        }
+        self.server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler("critiq.v1.Scoring", scoring),
+                grpc.method_handlers_generic_handler("critiq.v1.Models", models),
+            )
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        names = ("critiq.v1.Scoring", "critiq.v1.Models", "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self.server)
+
+    def _unary(self, kind: type[M], method: Unary[M]) -> grpc.RpcMethodHandler[Any, Any]:
+        """A handler that gets the raw bytes: so text that is not UTF-8 is the caller's error, not an internal one."""
+
+        async def handle(data: bytes, context: Context) -> Message:
+            try:
+                self._check_size(data)
+                return await method(translate.parse(kind, data), _remaining(context))
+            except CritiqError as error:
+                await _abort(context, error)
+            except Exception as error:
+                await _abort(context, internal(kind.DESCRIPTOR.name, error))
+            raise AssertionError("abort raises")
+
+        return grpc.unary_unary_rpc_method_handler(handle, response_serializer=_serialize)
+
+    async def _score(self, request: scoring_pb2.ScoreRequest, timeout: float | None) -> Message:
+        return wire.result_to_proto(await self._service.score(translate.query(request), timeout))
+
+    async def _score_batch(self, request: scoring_pb2.ScoreBatchRequest, timeout: float | None) -> Message:
+        items = [translate.item(entry, str(position)) for position, entry in enumerate(request.items)]
+        results = await self._service.score_batch(items, timeout)
+        return scoring_pb2.ScoreBatchResponse(results=[wire.item_to_proto(result) for result in results])
+
+    async def _score_stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
+        try:
+            async for result in self._service.score_stream(self._read_items(requests), _remaining(context)):
+                yield wire.item_to_proto(result)
+        except CritiqError as error:
+            await _abort(context, error)
+        except Exception as error:
+            await _abort(context, internal("ScoreStream", error))
+
+    async def _read_items(self, requests: AsyncIterator[bytes]) -> AsyncIterator[Item]:
+        async for data in requests:
+            self._check_size(data)
+            yield translate.item(translate.parse(scoring_pb2.ScoreItem, data), "")
+
+    async def _rank(self, request: scoring_pb2.RankRequest, timeout: float | None) -> Message:
+        return wire.rank_to_proto(
+            await self._service.rank(
+                [translate.image_or_error(image) for image in request.images],
+                request.prompt,
+                translate.target(request.target),
+                translate.priority(request.priority),
+                request.top_k,
+                timeout,
+            )
+        )
+
+    async def _compare(self, request: scoring_pb2.CompareRequest, timeout: float | None) -> Message:
+        return wire.compare_to_proto(await self._service.compare(*translate.pair(request), timeout))
+
+    async def _list_models(self, request: models_pb2.ListModelsRequest, timeout: float | None) -> Message:
+        return models_pb2.ListModelsResponse(models=[wire.model_to_proto(model) for model in self._service.models()])
+
+    async def _get_model(self, request: models_pb2.GetModelRequest, timeout: float | None) -> Message:
+        return wire.model_to_proto(self._service.model(request.name, request.version))
+
+    async def _load_model(self, request: models_pb2.LoadModelRequest, timeout: float | None) -> Message:
+        return wire.model_to_proto(await self._service.load(request.name, request.version))
+
+    async def _unload_model(self, request: models_pb2.UnloadModelRequest, timeout: float | None) -> Message:
+        await self._service.unload(request.name, request.version)
+        return models_pb2.UnloadModelResponse()
+
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > self._request_bytes:
+            raise TooLarge(f"the request has {len(data)} bytes, the limit is {self._request_bytes}; send less at once")
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _remaining(context: Context) -> float | None:
+    """Seconds until the call's deadline; ``None`` if the caller set none."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else max(0.0, remaining)
+
+
+async def _abort(context: Context, error: CritiqError) -> None:
+    """Ends the call with the error's status; always raises."""
+    metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, wire.error_to_proto(error).SerializeToString())]
+    if error.retry_after is not None:
+        metadata.append((RETRY_KEY, str(math.ceil(error.retry_after * 1000))))
+    await context.abort(error.grpc_status, str(error), tuple(metadata))

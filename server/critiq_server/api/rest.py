@@ -1,0 +1,253 @@
+"""The REST face. It translates; it decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+import orjson
+from critiq import types, wire
+from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, TooLarge
+from critiq.v1 import models_pb2, scoring_pb2
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+from google.protobuf.message import Message
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as AsgiMessage
+
+from critiq_server.api import bodies, schemas
+from critiq_server.service import Item, Service
+from critiq_server.telemetry.faults import internal
+
+T = TypeVar("T")
+
+DESCRIPTION = """Scores AI-generated images. Bodies are JSON, multipart forms, protobuf messages of the gRPC contract
+(`application/x-protobuf`), or for `/v1/score` the picture file itself with the rest in the query. The header
+`Critiq-Timeout-Ms` sets a deadline. Errors are `{"error": {code, message, field, retry_after_ms}}`."""
+
+
+def rest_app(service: Service, is_ready: Callable[[], bool]) -> FastAPI:
+    """The ASGI application."""
+    app = FastAPI(title="critiq", version="1", description=DESCRIPTION, redoc_url=None)
+    app.add_middleware(_BodyLimit, limit=service.settings.limits.request_bytes)
+    _add_scoring(app, service)
+    _add_models(app, service)
+    _add_health(app, is_ready)
+    _add_errors(app)
+    return app
+
+
+def _add_scoring(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/score", **_operation(schemas.ScoreJson, types.ScoreResult, "Score one picture", files=True))
+    async def score(request: Request) -> Response:
+        query = await bodies.score_query(request)
+        result = await _unless_gone(request, service.score(query, bodies.timeout(request)))
+        return _answer(request, result, wire.result_to_proto)
+
+    @app.post("/v1/score/batch", **_operation(schemas.BatchJson, schemas.BatchResultJson, "Score many pictures"))
+    async def score_batch(request: Request) -> Response:
+        items = await bodies.batch_items(request)
+        results = await _unless_gone(request, service.score_batch(items, bodies.timeout(request)))
+
+        def to_proto(answer: dict[str, list[types.ItemResult]]) -> Message:
+            return scoring_pb2.ScoreBatchResponse(results=[wire.item_to_proto(entry) for entry in answer["results"]])
+
+        return _answer(request, {"results": results}, to_proto)
+
+    @app.post(
+        "/v1/score/stream",
+        **_operation(
+            schemas.BatchJson, schemas.ItemResultJson, "Score many, one JSON line each as soon as it is ready"
+        ),
+    )
+    async def score_stream(request: Request) -> Response:
+        items = await bodies.batch_items(request)
+        answers = service.score_stream(_feed(items), bodies.timeout(request))
+        return StreamingResponse(_lines(answers), media_type="application/x-ndjson")
+
+    @app.post("/v1/rank", **_operation(schemas.RankJson, schemas.RankResultJson, "Order pictures of one prompt"))
+    async def rank(request: Request) -> Response:
+        arguments = await bodies.rank_arguments(request)
+        result = await _unless_gone(request, service.rank(**arguments, timeout=bodies.timeout(request)))
+        return _answer(request, result, wire.rank_to_proto)
+
+    @app.post("/v1/compare", **_operation(schemas.CompareJson, types.CompareResult, "Compare two pictures"))
+    async def compare(request: Request) -> Response:
+        first, second = await bodies.compare_pair(request)
+        result = await _unless_gone(request, service.compare(first, second, bodies.timeout(request)))
+        return _answer(request, result, wire.compare_to_proto)
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", **_operation(None, schemas.ModelsJson, "Known models"))
+    async def list_models(request: Request) -> Response:
+        def to_proto(answer: dict[str, list[types.Model]]) -> Message:
+            return models_pb2.ListModelsResponse(models=[wire.model_to_proto(model) for model in answer["models"]])
+
+        return _answer(request, {"models": service.models()}, to_proto)
+
+    @app.get("/v1/models/{name}", **_operation(None, types.Model, "One model"))
+    async def get_model(request: Request, name: str, version: str = "") -> Response:
+        return _answer(request, service.model(name, version), wire.model_to_proto)
+
+    @app.post("/v1/models/{name}/load", **_operation(None, types.Model, "Load a model"))
+    async def load_model(request: Request, name: str, version: str = "") -> Response:
+        return _answer(request, await service.load(name, version), wire.model_to_proto)
+
+    @app.post("/v1/models/{name}/unload", **_operation(None, None, "Stop serving a model"))
+    async def unload_model(request: Request, name: str, version: str = "") -> Response:
+        await service.unload(name, version)
+        return _answer(request, {}, lambda _: models_pb2.UnloadModelResponse())
+
+
+def _add_health(app: FastAPI, is_ready: Callable[[], bool]) -> None:
+    @app.get("/healthz", summary="Is the process alive?", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", summary="Does it serve the default model?", tags=["health"])
+    async def readyz(response: Response) -> dict[str, str]:
+        ready = is_ready()
+        response.status_code = 200 if ready else 503
+        return {"status": "ready" if ready else "not ready"}
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(CritiqError)
+    async def known(request: Request, error: CritiqError) -> Response:
+        return _error(request, error)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        kind = BY_HTTP_STATUS.get(error.status_code, InvalidArgument)
+        response = _error(request, kind(f"{error.detail} ({request.method} {request.url.path[:200]}; see /docs)"))
+        response.status_code = error.status_code
+        return response
+
+    @app.exception_handler(Exception)
+    async def unknown(request: Request, error: Exception) -> Response:
+        return _error(request, internal(request.url.path, error))
+
+
+def _operation(
+    body: type[Any] | None, answer: type[Any] | None, summary: str, *, files: bool = False
+) -> dict[str, Any]:
+    """What FastAPI needs to document a route whose body it does not read itself."""
+    errors = {
+        status: {"model": schemas.ErrorJson, "description": kind.__doc__ or ""}
+        for status, kind in BY_HTTP_STATUS.items()
+        if status in (400, 403, 404, 409, 413, 429, 500, 503, 504)
+    }
+    responses: dict[int, Any] = {200: {"model": answer} if answer is not None else {}, **errors}
+    operation: dict[str, Any] = {"summary": summary, "responses": responses, "response_model": None}
+    if body is not None:
+        content: dict[str, Any] = {
+            bodies.JSON: {"schema": body.model_json_schema(ref_template="#/components/schemas/{model}")}
+        }
+        if files:
+            content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
+        operation["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
+    return operation
+
+
+def _answer(request: Request, value: T, to_proto: Callable[[T], Message]) -> Response:
+    if _wants_protobuf(request):
+        return Response(to_proto(value).SerializeToString(), media_type=bodies.PROTOBUF)
+    return Response(_dumps(value), media_type=bodies.JSON)
+
+
+def _error(request: Request, error: CritiqError) -> Response:
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if _wants_protobuf(request):
+        return Response(
+            wire.error_to_proto(error).SerializeToString(), error.http_status, headers, media_type=bodies.PROTOBUF
+        )
+    return Response(_dumps({"error": error}), error.http_status, headers, media_type=bodies.JSON)
+
+
+def _wants_protobuf(request: Request) -> bool:
+    accept = request.headers.get("accept", "")
+    if bodies.PROTOBUF in accept:
+        return True
+    return bodies.content_type(request) == bodies.PROTOBUF and bodies.JSON not in accept
+
+
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, default=_error_body)
+
+
+def _error_body(value: Any) -> dict[str, Any]:
+    if not isinstance(value, CritiqError):
+        raise TypeError(type(value).__name__)
+    retry = None if value.retry_after is None else math.ceil(value.retry_after * 1000)
+    return {"code": value.code, "message": value.message, "field": value.field, "retry_after_ms": retry}
+
+
+async def _feed(items: list[Item]) -> AsyncIterator[Item]:
+    for item in items:
+        yield item
+
+
+async def _lines(answers: AsyncIterator[types.ItemResult]) -> AsyncIterator[bytes]:
+    try:
+        async for answer in answers:
+            yield _dumps(answer) + b"\n"
+    except CritiqError as error:
+        yield _dumps({"id": "", "result": None, "error": error}) + b"\n"
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Runs ``work``, and cancels it if the caller disconnects first: nothing is computed for nobody."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Cancelled("the caller disconnected")
+        return task.result()
+    finally:
+        for pending in (task, watcher):
+            pending.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the caller has disconnected. The body has been read by now."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _BodyLimit:
+    """Refuses bodies over the limit: by their declared length before reading, or as soon as they exceed it."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        received = 0
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+
+        async def limited() -> AsgiMessage:
+            nonlocal received
+            if declared.isdigit() and int(declared) > self._limit:
+                raise self._too_large(int(declared))
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise self._too_large(received)
+            return message
+
+        await self._app(scope, limited, send)
+
+    def _too_large(self, size: int) -> TooLarge:
+        return TooLarge(
+            f"the body has {size} bytes or more, the limit is {self._limit}; send less at once", field="body"
+        )

@@ -1,0 +1,139 @@
+"""JSON bodies of the REST face, as pydantic models: they check requests and make the OpenAPI document."""
+
+from __future__ import annotations
+
+import binascii
+from typing import Literal
+
+from critiq import types
+from critiq.errors import CritiqError, InvalidArgument
+from pydantic import BaseModel, ConfigDict, Field
+
+from critiq_server.engine.demand import Priority
+from critiq_server.images.source import EncodedImage, ImageSource, RawImage
+from critiq_server.service import Item, Query, Target
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class RawJson(_Body):
+    """Pixels in row-major order, base64; float32 is little-endian, 0..1."""
+
+    base64: str
+    shape: list[int] = Field(min_length=3, max_length=3, description="In the order of `layout`; channels 1 or 3.")
+    dtype: Literal["uint8", "float32"] = "uint8"
+    layout: Literal["hwc", "chw"] = "hwc"
+
+
+class ImageJson(_Body):
+    """A picture: a file's bytes, or raw pixels. Exactly one must be set."""
+
+    base64: str | None = Field(None, description="A JPEG, PNG, WebP or AVIF file, base64; a data: URL is accepted too.")
+    raw: RawJson | None = None
+
+    def source(self) -> ImageSource:
+        if (self.base64 is None) == (self.raw is None):
+            raise InvalidArgument("set exactly one of base64 and raw", field="image")
+        if self.raw is not None:
+            raw = self.raw
+            return RawImage(_decode(raw.base64, "image.raw.base64"), tuple(raw.shape), raw.dtype, raw.layout)
+        return EncodedImage(_decode(self.base64 or "", "image.base64"))
+
+
+class _Asked(_Body):
+    prompt: str = Field("", description="The text that the picture was made from; empty: none.")
+    model: str = Field("", description="Default: the server's default model.")
+    version: str = Field("", description="Default: the newest loaded version.")
+    dimensions: list[str] = Field([], description="Default: every one that the request allows.")
+    priority: Literal["interactive", "bulk"] = "interactive"
+
+    def target(self) -> Target:
+        return Target(self.model, self.version, tuple(self.dimensions))
+
+    def level(self) -> Priority:
+        return Priority[self.priority.upper()]
+
+
+class ScoreJson(_Asked):
+    image: ImageJson
+
+    def query(self) -> Query:
+        return Query(self.image.source(), self.prompt, self.target(), self.level())
+
+
+class ItemJson(ScoreJson):
+    id: str = Field("", description="Echoed in the answer; default: the item's index.")
+
+    def item(self, position: int) -> Item:
+        try:
+            return Item(self.id or str(position), self.query())
+        except CritiqError as error:
+            return Item(self.id or str(position), error)
+
+
+class BatchJson(_Body):
+    items: list[ItemJson]
+
+
+class RankJson(_Asked):
+    images: list[ImageJson]
+    top_k: int = Field(0, ge=0, description="Answers only the best so many; 0: all.")
+
+
+class CompareJson(_Asked):
+    first: ImageJson
+    second: ImageJson
+
+
+class ErrorBody(BaseModel):
+    """Why there is no answer. docs/errors.md has the table of codes."""
+
+    code: str
+    message: str
+    field: str
+    retry_after_ms: int | None
+
+
+class ErrorJson(BaseModel):
+    error: ErrorBody
+
+
+class ItemResultJson(BaseModel):
+    """Either `result` or `error` is set."""
+
+    id: str
+    result: types.ScoreResult | None
+    error: ErrorBody | None
+
+
+class BatchResultJson(BaseModel):
+    results: list[ItemResultJson]
+
+
+class RankedImageJson(BaseModel):
+    """`rank` is 1 for the best, 0 if the picture could not be scored."""
+
+    index: int
+    rank: int
+    score: types.Score | None
+    error: ErrorBody | None
+
+
+class RankResultJson(BaseModel):
+    dimension: str
+    ranking: list[RankedImageJson]
+
+
+class ModelsJson(BaseModel):
+    models: list[types.Model]
+
+
+def _decode(text: str, field: str) -> bytes:
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise InvalidArgument(f"this is not base64 ({len(text)} characters): {error}", field=field) from error

@@ -1,0 +1,82 @@
+"""Protobuf requests to the service's values. Answers go the other way through ``critiq.wire``."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from critiq.errors import CritiqError, InvalidArgument
+from critiq.v1 import scoring_pb2
+from google.protobuf.message import DecodeError, Message
+
+from critiq_server.engine.demand import Priority
+from critiq_server.images.source import EncodedImage, ImageSource, RawImage
+from critiq_server.service import Item, Query, Target
+
+M = TypeVar("M", bound=Message)
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """The message in ``data``; raises ``InvalidArgument`` if there is none, or its text is not UTF-8."""
+    message = kind()
+    try:
+        message.ParseFromString(data)
+    except (DecodeError, ValueError, RuntimeError) as error:
+        raise InvalidArgument(
+            f"the body ({len(data)} bytes) is not a {kind.DESCRIPTOR.full_name} message with UTF-8 text; "
+            "check the contract's version and the prompt's encoding"
+        ) from error
+    return message
+
+
+def query(request: scoring_pb2.ScoreRequest) -> Query:
+    """Raises ``InvalidArgument`` if there is no picture."""
+    return Query(image(request.image), request.prompt, target(request.target), priority(request.priority))
+
+
+def item(entry: scoring_pb2.ScoreItem, default_id: str) -> Item:
+    """An item with its query, or with the error of reading it."""
+    name = entry.id or default_id
+    try:
+        return Item(name, query(entry.request))
+    except CritiqError as error:
+        return Item(name, error)
+
+
+def image(message: scoring_pb2.Image) -> ImageSource:
+    """Raises ``InvalidArgument`` if no source is set."""
+    kind = message.WhichOneof("source")
+    if kind == "encoded":
+        return EncodedImage(message.encoded)
+    if kind == "raw":
+        raw = message.raw
+        is_float = raw.dtype == scoring_pb2.RawImage.DTYPE_FLOAT32
+        is_chw = raw.layout == scoring_pb2.RawImage.LAYOUT_CHW
+        return RawImage(raw.data, tuple(raw.shape), "float32" if is_float else "uint8", "chw" if is_chw else "hwc")
+    raise InvalidArgument("there is no picture; set image.encoded or image.raw", field="image")
+
+
+def image_or_error(message: scoring_pb2.Image) -> ImageSource | CritiqError:
+    try:
+        return image(message)
+    except CritiqError as error:
+        return error
+
+
+def target(message: scoring_pb2.Target) -> Target:
+    return Target(message.model, message.version, tuple(message.dimensions))
+
+
+def priority(number: int) -> Priority:
+    return Priority.BULK if number == scoring_pb2.PRIORITY_BULK else Priority.INTERACTIVE
+
+
+def pair(request: scoring_pb2.CompareRequest) -> tuple[Query, Query]:
+    """The two queries of a comparison; raises ``InvalidArgument`` if a picture is missing."""
+    queries = []
+    for name in ("first", "second"):
+        try:
+            source = image(getattr(request, name))
+        except CritiqError as error:
+            raise InvalidArgument(error.message, field=name) from error
+        queries.append(Query(source, request.prompt, target(request.target), priority(request.priority)))
+    return queries[0], queries[1]

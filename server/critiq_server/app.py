@@ -1,0 +1,236 @@
+"""The server as a process: builds the parts, listens, stops cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import structlog
+import uvicorn
+from prometheus_client import start_http_server
+
+from critiq_server.api.grpc_api import GrpcFace
+from critiq_server.api.rest import rest_app
+from critiq_server.bundles.model import LoadedModel
+from critiq_server.bundles.repository import BUILTIN
+from critiq_server.engine.admission import Admission
+from critiq_server.engine.batcher import Batcher, BatchReport
+from critiq_server.engine.engine import Engine, ServedModel, StageBatcher, compute_batch
+from critiq_server.engine.pictures import Darkroom
+from critiq_server.features.memory import MemoryStore
+from critiq_server.registry import Registry
+from critiq_server.service import Service
+from critiq_server.settings import Settings
+from critiq_server.telemetry.metrics import Metrics
+
+logger = structlog.get_logger("critiq")
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why and what to do."""
+
+
+class App:
+    """One server process. Use :meth:`start`, then :meth:`stop`; ports are in ``rest_port`` and so on once started."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.rest_port = self.grpc_port = self.metrics_port = 0
+        self._ready = False
+        self._health_updates: set[asyncio.Future[None]] = set()
+
+    async def start(self) -> None:
+        """Loads the models and listens.
+
+        Raises:
+            StartError: a port is taken, or no model could be loaded.
+        """
+        self.service = self._build_service()
+        self._grpc = GrpcFace(self.service)
+        self._rest = _Uvicorn(rest_app(self.service, lambda: self._ready and self.service.registry.ready))
+        self._listen()
+        self._serving = [asyncio.create_task(self._rest.serve(sockets=[self._rest_socket]))]
+        await self._grpc.server.start()
+        await self._load_models()
+        self._ready = True
+        await self._announce(True)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Takes no new work, answers what was accepted (at most ``grace`` seconds), closes everything."""
+        seconds = self.settings.server.drain_seconds if grace is None else grace
+        self._ready = False
+        await self._announce(False)
+        self.service.admission.close()
+        try:
+            await asyncio.wait_for(self.service.admission.drained(), seconds)
+        except TimeoutError:
+            logger.warning("stopped before everything was answered", left=self.service.admission.items, seconds=seconds)
+        self._rest.should_exit = True
+        await asyncio.gather(self._grpc.server.stop(1.0), *self._serving, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.service.registry.close(), 5.0)
+        self._darkroom.close()
+        self._metrics_server.shutdown()
+        self._metrics_server.server_close()
+
+    def _build_service(self) -> Service:
+        settings, metrics = self.settings, self.metrics
+        store = MemoryStore(settings.engine.store_mb * 2**20)
+        metrics.store_bytes.set_function(lambda: store.size_bytes)
+        lookups: dict[tuple[str, bool], Any] = {}
+
+        def on_lookup(stage: str, hit: bool) -> None:
+            counter = lookups.get((stage, hit))
+            if counter is None:
+                counter = lookups[stage, hit] = metrics.lookups.labels(stage, "hit" if hit else "miss")
+            counter.inc()
+
+        def on_load(items: int, size: int) -> None:
+            metrics.in_flight.set(items)
+            metrics.in_flight_bytes.set(size)
+
+        admission = Admission(settings.limits.in_flight, settings.limits.in_flight_bytes, on_load)
+        self._darkroom = Darkroom(settings.limits.image, settings.engine.background, metrics.decode.observe)
+        registry = Registry(
+            [*settings.models.directories, BUILTIN],
+            settings.models.default,
+            settings.runtime,
+            self._serve_model,
+            self._on_model_change,
+        )
+        engine = Engine(store, on_lookup)
+        return Service(settings, registry, engine, self._darkroom, admission, metrics)
+
+    def _serve_model(self, model: LoadedModel) -> ServedModel:
+        """Puts a batcher in front of each stage."""
+        settings, metrics, name = self.settings, self.metrics, model.manifest.name
+        batchers: dict[str, StageBatcher] = {}
+        for stage_name, stage in model.stages.items():
+            size = metrics.batch_size.labels(name, stage_name)
+            queue = metrics.queue.labels(name, stage_name)
+            compute = metrics.compute.labels(name, stage_name)
+
+            def on_batch(report: BatchReport, size: Any = size, queue: Any = queue, compute: Any = compute) -> None:
+                size.observe(report.size)
+                compute.observe(report.compute_seconds)
+                for seconds in report.queue_seconds:
+                    queue.observe(seconds)
+
+            batchers[stage_name] = Batcher(
+                compute=partial(compute_batch, stage),
+                max_batch=min(stage.spec.max_batch, settings.engine.max_batch or stage.spec.max_batch),
+                max_queue=settings.limits.in_flight,
+                workers=stage.runtime.concurrency,
+                max_delay=settings.engine.max_delay_ms / 1000,
+                on_batch=on_batch,
+                on_drop=metrics.dropped.labels(name, stage_name).inc,
+                name=stage_name,
+            )
+        return ServedModel(model, batchers)
+
+    def _on_model_change(self, name: str, version: str, serving: bool) -> None:
+        self.metrics.models.labels(name, version).set(1 if serving else 0)
+        any_version = any(model.state == "ready" for model in self.service.models() if model.name == name)
+        for target, healthy in ((f"models/{name}/{version}", serving), (f"models/{name}", any_version)):
+            task = asyncio.ensure_future(self._grpc.set_health(target, healthy))
+            self._health_updates.add(task)
+            task.add_done_callback(self._health_updates.discard)
+
+    def _listen(self) -> None:
+        server = self.settings.server
+        host = server.host
+        try:
+            port, flag = server.rest_port, "--rest-port"
+            self._rest_socket = _socket(host, port)
+            self.rest_port = self._rest_socket.getsockname()[1]
+            port, flag = server.grpc_port, "--grpc-port"
+            self.grpc_port = self._grpc.bind(host, port)
+            port, flag = server.metrics_port, "--metrics-port"
+            self._metrics_server, _ = start_http_server(port, host, self.metrics.registry)
+            self.metrics_port = self._metrics_server.server_port
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {host}:{port} ({error}); stop what uses it, or choose another {flag}"
+            ) from error
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            logger.warning("listening beyond this machine without authentication", host=host)
+
+    async def _load_models(self) -> None:
+        registry = self.service.registry
+        wanted = self.settings.models.load or tuple(dict.fromkeys(model.name for model in registry.list()))
+        failures = []
+        for entry in wanted:
+            name, _, version = entry.partition(":")
+            try:
+                await registry.load(name, version)
+            except Exception as error:
+                failures.append(str(error))
+        if not registry.ready:
+            raise StartError(
+                f"the default model {registry.default!r} is not served: {'; '.join(failures) or 'not found'}"
+            )
+
+    async def _announce(self, serving: bool) -> None:
+        for name in ("", "critiq.v1.Scoring", "critiq.v1.Models"):
+            await self._grpc.set_health(name, serving)
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn beside gRPC in one loop: the process handles the signals, not it."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=2,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _socket(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=4096)
+
+
+async def serve(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT, then drains. A second signal stops at once."""
+    app = App(settings)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await app.start()
+    host = settings.server.host
+    logger.info(
+        "serving",
+        rest=f"http://{host}:{app.rest_port}",
+        grpc=f"{host}:{app.grpc_port}",
+        metrics=f"http://{host}:{app.metrics_port}/metrics",
+        docs=f"http://{host}:{app.rest_port}/docs",
+    )
+    await stopping.wait()
+    logger.info("stopping", under_way=app.service.admission.items, limit_seconds=settings.server.drain_seconds)
+    stop = asyncio.create_task(app.stop())
+    stopping.clear()
+    again = asyncio.create_task(stopping.wait())
+    await asyncio.wait((stop, again), return_when=asyncio.FIRST_COMPLETED)
+    if not stop.done():
+        logger.warning("stopping at once")
+        stop.cancel()
+        await app.stop(grace=0)
+    again.cancel()

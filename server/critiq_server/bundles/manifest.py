@@ -1,0 +1,281 @@
+"""The manifest of a bundle: what one version of one model is made of.
+
+A bundle is a directory with a ``manifest.json`` and the files that it names. Exporters write it, the server reads it,
+both through the types below. Everything a score depends on is in the manifest or in a file whose SHA-256 it carries, so
+that the digest of a stage says exactly what the stage computes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+GOLDEN_FILE = "golden.npz"
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Filter = Literal["bilinear", "bicubic", "lanczos", "box"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ResizeView(_Strict):
+    """The whole picture at a fixed size: uint8 ``[height, width, 3]``."""
+
+    kind: Literal["resize"] = "resize"
+    height: int = Field(gt=0, le=4096)
+    width: int = Field(gt=0, le=4096)
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
+    """``stretch`` ignores the aspect ratio; ``crop`` keeps it, cuts the middle; ``pad`` keeps it, adds grey borders."""
+    filter: Filter = "bicubic"
+
+
+class CropsView(_Strict):
+    """Windows of the picture at (nearly) its own resolution: uint8 ``[rows * columns, height, width, 3]``.
+
+    The windows lie on an even grid that touches all four borders (one row or column: the middle); they overlap when the
+    picture is small. Before cutting, the picture is resized, keeping its aspect ratio, only if its shorter side is
+    outside ``[shorter_min, shorter_max]``.
+    """
+
+    kind: Literal["crops"] = "crops"
+    height: int = Field(gt=0, le=4096)
+    width: int = Field(gt=0, le=4096)
+    rows: int = Field(gt=0, le=16)
+    columns: int = Field(gt=0, le=16)
+    shorter_min: int = Field(gt=0)
+    shorter_max: int = Field(gt=0)
+    filter: Filter = "bicubic"
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> Self:
+        if not max(self.height, self.width) <= self.shorter_min <= self.shorter_max:
+            raise ValueError("crops need max(height, width) <= shorter_min <= shorter_max")
+        return self
+
+
+View = Annotated[ResizeView | CropsView, Field(discriminator="kind")]
+
+
+class ImageInput(_Strict):
+    """A stage input that is the picture, seen through a view."""
+
+    source: Literal["image"] = "image"
+    view: View
+
+
+class PromptInput(_Strict):
+    """A stage input that is the tokenised prompt: int64 ``[length]``, token ids or the mask of real tokens."""
+
+    source: Literal["prompt"] = "prompt"
+    tokenizer: Name
+    field: Literal["ids", "mask"] = "ids"
+
+
+class StageInput(_Strict):
+    """A stage input that is another stage's output."""
+
+    source: Literal["stage"] = "stage"
+    stage: Name
+    output: str
+
+
+Input = Annotated[ImageInput | PromptInput | StageInput, Field(discriminator="source")]
+
+
+class Tokenizer(_Strict):
+    """A ``tokenizers`` JSON file and how its output is cut and padded.
+
+    A prompt longer than ``max_length`` tokens is cut so that the closing special token stays, and the answer says so.
+    Shorter ones are padded to a multiple of ``pad_to_multiple`` (``max_length`` itself for a fixed length).
+    """
+
+    file: str
+    max_length: int = Field(gt=0, le=8192)
+    pad_id: int = Field(ge=0, default=0)
+    pad_to_multiple: int = Field(gt=0, default=8)
+
+
+class Simulated(_Strict):
+    """Cost model of the simulated accelerator (tests and benchmarks of the engine alone)."""
+
+    batch_ms: float = Field(ge=0)
+    item_ms: float = Field(ge=0)
+
+
+class Stage(_Strict):
+    """One graph with named inputs and outputs; every array has the batch as its first axis."""
+
+    name: Name
+    runtime: Literal["onnx", "simulated"] = "onnx"
+    graph: str | None = None
+    """File of the ONNX graph, relative to the bundle."""
+    simulated: Simulated | None = None
+    inputs: dict[str, Input] = Field(min_length=1)
+    outputs: list[str] = Field(min_length=1)
+    max_batch: int = Field(gt=0, le=4096, default=16)
+    cache: bool = True
+    """Whether outputs are kept in the feature store. Off for stages that cost less than a look-up."""
+
+    @model_validator(mode="after")
+    def _runtime_has_what_it_needs(self) -> Self:
+        if self.runtime == "onnx" and self.graph is None:
+            raise ValueError(f"stage {self.name!r} runs ONNX but names no graph file")
+        if self.runtime == "simulated" and self.simulated is None:
+            raise ValueError(f"stage {self.name!r} is simulated but gives no costs")
+        return self
+
+
+class Calibration(_Strict):
+    """A monotone piecewise-linear map from raw values to 0..1 (0 worst, 1 best); constant outside its ends."""
+
+    raw: list[float] = Field(min_length=2)
+    calibrated: list[float] = Field(min_length=2)
+    method: str = "piecewise-linear"
+    """How the points were found, in words."""
+
+    @model_validator(mode="after")
+    def _is_monotone(self) -> Self:
+        if len(self.raw) != len(self.calibrated):
+            raise ValueError("calibration needs as many calibrated as raw points")
+        if any(a >= b for a, b in zip(self.raw, self.raw[1:], strict=False)):
+            raise ValueError("calibration raw points must increase strictly")
+        steps = [b - a for a, b in zip(self.calibrated, self.calibrated[1:], strict=False)]
+        if any(s < 0 for s in steps) and any(s > 0 for s in steps):
+            raise ValueError("calibration must be monotone")
+        if min(self.calibrated) < 0 or max(self.calibrated) > 1:
+            raise ValueError("calibrated points must lie in 0..1")
+        return self
+
+
+class Reference(_Strict):
+    """Raw scores of a named population, as evenly spaced quantiles from the 0th to the 100th percentile."""
+
+    population: str
+    count: int = Field(gt=0)
+    quantiles: list[float] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _is_sorted(self) -> Self:
+        if any(a > b for a, b in zip(self.quantiles, self.quantiles[1:], strict=False)):
+            raise ValueError("reference quantiles must not decrease")
+        return self
+
+
+class Dimension(_Strict):
+    """One thing that the model judges, read from one scalar output (``[batch]`` or ``[batch, 1]``) of one stage."""
+
+    name: Name
+    title: str
+    description: str
+    stage: Name
+    output: str
+    minimum: float | None = None
+    """Smallest and largest raw value that can occur; null where unbounded."""
+    maximum: float | None = None
+    direction: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
+    scope: Literal["absolute", "within_prompt"] = "absolute"
+    """``within_prompt``: raw values compare only pictures made from the same prompt."""
+    needs_prompt: bool = False
+    tolerance: float = Field(gt=0, default=1e-4)
+    """How far a raw value may move with the batch it rides in, the machine and the provider (float32 on CPU)."""
+    calibration: Calibration | None = None
+    reference: Reference | None = None
+
+
+class Licence(_Strict):
+    code: str
+    weights: str
+    data: str = ""
+
+
+class Provenance(_Strict):
+    created: str
+    """ISO 8601 date."""
+    command: str
+    """The command that made the bundle."""
+    source: str = ""
+    """Where weights and data came from."""
+    notes: str = ""
+
+
+class Manifest(_Strict):
+    """One version of one model. See the field types for shapes and units."""
+
+    schema_version: Literal[1] = 1
+    name: Name
+    version: Name
+    family: str
+    title: str
+    description: str
+    stages: list[Stage] = Field(min_length=1)
+    tokenizers: dict[Name, Tokenizer] = Field(default_factory=dict)
+    dimensions: list[Dimension] = Field(min_length=1)
+    licence: Licence
+    provenance: Provenance
+    files: dict[str, Digest] = Field(default_factory=dict)
+    """SHA-256 of every other file of the bundle, by relative path."""
+
+    def stage(self, name: str) -> Stage:
+        """The stage called ``name``; raises ``KeyError`` where there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def dimension(self, name: str) -> Dimension:
+        """The dimension called ``name``; raises ``KeyError`` where there is none."""
+        for dimension in self.dimensions:
+            if dimension.name == name:
+                return dimension
+        raise KeyError(name)
+
+    @model_validator(mode="after")
+    def _graph_is_sound(self) -> Self:
+        """Names are unique, references resolve, and stages stand after the stages they read (so there is no cycle)."""
+        seen: dict[str, Stage] = {}
+        for stage in self.stages:
+            if stage.name in seen:
+                raise ValueError(f"two stages are called {stage.name!r}")
+            for tensor, source in stage.inputs.items():
+                where = f"input {tensor!r} of stage {stage.name!r}"
+                if isinstance(source, PromptInput) and source.tokenizer not in self.tokenizers:
+                    raise ValueError(f"{where} names the unknown tokenizer {source.tokenizer!r}")
+                if isinstance(source, StageInput):
+                    if source.stage not in seen:
+                        raise ValueError(f"{where} reads stage {source.stage!r}, which does not stand before it")
+                    if source.output not in seen[source.stage].outputs:
+                        raise ValueError(f"{where}: stage {source.stage!r} has no output {source.output!r}")
+            seen[stage.name] = stage
+        names = [dimension.name for dimension in self.dimensions]
+        if len(set(names)) != len(names):
+            raise ValueError("two dimensions have the same name")
+        for dimension in self.dimensions:
+            where = f"dimension {dimension.name!r}"
+            if dimension.stage not in seen or dimension.output not in seen[dimension.stage].outputs:
+                raise ValueError(f"{where} reads {dimension.stage}.{dimension.output}, which does not exist")
+            if dimension.needs_prompt != ("prompt" in self.roots(dimension.stage)):
+                raise ValueError(f"{where}: needs_prompt must say whether its stages read the prompt")
+        for path in self._named_files():
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise ValueError(f"{path!r} leaves the bundle")
+            if path not in self.files:
+                raise ValueError(f"the manifest names {path!r} but carries no digest of it")
+        return self
+
+    def _named_files(self) -> list[str]:
+        graphs = [stage.graph for stage in self.stages if stage.graph is not None]
+        return [*graphs, *(tokenizer.file for tokenizer in self.tokenizers.values()), *self.files]
+
+    def roots(self, stage_name: str) -> set[str]:
+        """What ``stage_name`` depends on in the end: a subset of ``{"image", "prompt"}``."""
+        found: set[str] = set()
+        for source in self.stage(stage_name).inputs.values():
+            found |= self.roots(source.stage) if isinstance(source, StageInput) else {source.source}
+        return found

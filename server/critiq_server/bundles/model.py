@@ -1,0 +1,246 @@
+"""A bundle in memory: its stages' runtimes and tokenizers, its digests, what each output needs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from critiq_server.bundles.manifest import (
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    ImageInput,
+    Manifest,
+    PromptInput,
+    Stage,
+    StageInput,
+    View,
+)
+from critiq_server.features.keys import Key, stage_digest
+from critiq_server.images.views import apply_view
+from critiq_server.prompts import PromptTokenizer
+from critiq_server.runtime.base import Runtime
+from critiq_server.runtime.onnx import OnnxRuntime, RuntimeSettings
+from critiq_server.runtime.simulated import SimulatedAccelerator
+from critiq_server.scoring.judgement import Judgement
+
+_OFF_CPU_FACTOR = 10.0
+"""Golden records are float32 on a CPU; another provider may differ this many times the stated tolerance."""
+
+
+class BrokenBundle(Exception):
+    """A bundle that must not be served; the message says which file or golden record disagrees."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedStage:
+    """A stage that can run."""
+
+    spec: Stage
+    digest: Key
+    runtime: Runtime
+    inputs: tuple[tuple[str, ImageInput | PromptInput | StageInput], ...]
+    """Ordered by name: the order in which keys are hashed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What it takes to get some stages' outputs: stages in an order that can be computed, and the views they see."""
+
+    stages: tuple[LoadedStage, ...]
+    views: frozenset[View]
+    tokenizers: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """One version of one model, ready to serve."""
+
+    manifest: Manifest
+    stages: Mapping[str, LoadedStage]
+    tokenizers: Mapping[str, PromptTokenizer]
+    _plans: dict[frozenset[str], Plan] = field(default_factory=dict)
+
+    @cached_property
+    def judgements(self) -> Mapping[str, Judgement]:
+        """By dimension, in the manifest's order."""
+        manifest = self.manifest
+        return {entry.name: Judgement(entry, manifest.name, manifest.version) for entry in manifest.dimensions}
+
+    @cached_property
+    def views(self) -> frozenset[View]:
+        """Every view of every stage."""
+        return self.plan(frozenset(self.stages)).views
+
+    def plan(self, outputs: frozenset[str]) -> Plan:
+        """What it takes to compute the stages called ``outputs``."""
+        plan = self._plans.get(outputs)
+        if plan is None:
+            plan = self._plans[outputs] = self._make_plan(outputs)
+        return plan
+
+    def _make_plan(self, outputs: frozenset[str]) -> Plan:
+        needed: set[str] = set()
+        pending = list(outputs)
+        while pending:
+            name = pending.pop()
+            if name not in needed:
+                needed.add(name)
+                pending += [source.stage for _, source in self.stages[name].inputs if isinstance(source, StageInput)]
+        stages = tuple(stage for name, stage in self.stages.items() if name in needed)
+        sources = [source for stage in stages for _, source in stage.inputs]
+        return Plan(
+            stages,
+            frozenset(source.view for source in sources if isinstance(source, ImageInput)),
+            tuple(dict.fromkeys(source.tokenizer for source in sources if isinstance(source, PromptInput))),
+        )
+
+
+def load_model(directory: Path, settings: RuntimeSettings) -> LoadedModel:
+    """Reads, checks and warms up the bundle in ``directory``. Blocks.
+
+    Raises:
+        BrokenBundle: the manifest is invalid, a file is missing or altered, a graph does not fit the manifest, or the
+            golden records come out differently.
+        ProviderUnavailable: the settings ask for a provider that does not work here.
+    """
+    manifest = read_manifest(directory)
+    verify_files(directory, manifest)
+    tokenizers = {name: PromptTokenizer(directory / entry.file, entry) for name, entry in manifest.tokenizers.items()}
+    stages = {stage.name: _load_stage(directory, manifest, stage, settings) for stage in manifest.stages}
+    model = LoadedModel(manifest, stages, tokenizers)
+    if (directory / GOLDEN_FILE).exists():
+        replay_golden(model, directory / GOLDEN_FILE)
+    return model
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest in ``directory``; raises ``BrokenBundle`` if there is no valid one."""
+    path = directory / MANIFEST_FILE
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BrokenBundle(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()
+        )
+        raise BrokenBundle(f"{path} is not a valid manifest: {problems}") from error
+
+
+def verify_files(directory: Path, manifest: Manifest) -> None:
+    """Raises ``BrokenBundle`` if a file of the bundle is missing or not the one that the manifest names."""
+    for name, expected in manifest.files.items():
+        try:
+            with (directory / name).open("rb") as file:
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BrokenBundle(f"{name} cannot be read: {error.strerror}") from error
+        if actual != expected:
+            raise BrokenBundle(
+                f"{name} has SHA-256 {actual[:12]}…, the manifest says {expected[:12]}…: it was altered or cut short"
+            )
+
+
+def _load_stage(directory: Path, manifest: Manifest, stage: Stage, settings: RuntimeSettings) -> LoadedStage:
+    runtime: Runtime
+    if stage.simulated is not None:
+        runtime = SimulatedAccelerator(stage.simulated, stage.outputs)
+    else:
+        assert stage.graph is not None  # noqa: S101 - the manifest's validator saw to it
+        try:
+            runtime = OnnxRuntime(directory / stage.graph, settings, stage.outputs)
+        except ValueError as error:
+            raise BrokenBundle(f"stage {stage.name!r}: {error}") from error
+        if runtime.input_names != stage.inputs.keys():
+            raise BrokenBundle(
+                f"stage {stage.name!r}: {stage.graph} takes {sorted(runtime.input_names)}, "
+                f"the manifest gives {sorted(stage.inputs)}"
+            )
+    inputs = tuple(sorted(stage.inputs.items()))
+    return LoadedStage(stage, _digest(manifest, stage), runtime, inputs)
+
+
+def _digest(manifest: Manifest, stage: Stage) -> Key:
+    inputs = {}
+    for name, source in stage.inputs.items():
+        described = source.model_dump(mode="json")
+        if isinstance(source, PromptInput):
+            tokenizer = manifest.tokenizers[source.tokenizer]
+            described["tokenizer"] = {**tokenizer.model_dump(mode="json"), "file": manifest.files[tokenizer.file]}
+        if isinstance(source, StageInput):
+            del described["stage"]  # The key of that stage's output is hashed beside this digest.
+        inputs[name] = described
+    return stage_digest(
+        {
+            "runtime": stage.runtime,
+            "graph": manifest.files[stage.graph] if stage.graph is not None else None,
+            "inputs": inputs,
+            "outputs": stage.outputs,
+        }
+    )
+
+
+def replay_golden(model: LoadedModel, path: Path) -> None:
+    """Computes the golden records, as one batch and the first alone; raises ``BrokenBundle`` if one disagrees."""
+    with np.load(path, allow_pickle=False) as golden:
+        images = [golden[f"image_{i}"] for i in range(len(golden["prompts"]))]
+        prompts = [str(prompt) for prompt in golden["prompts"]]
+        dimensions = [str(name) for name in golden["dimensions"]]
+        expected = golden["expected"]
+    for count in {len(images), 1}:
+        actual = compute_raw(model, images[:count], prompts[:count], dimensions)
+        for column, name in enumerate(dimensions):
+            tolerance = model.manifest.dimension(name).tolerance
+            if any(stage.runtime.provider != "CPUExecutionProvider" for stage in model.stages.values()):
+                tolerance *= _OFF_CPU_FACTOR
+            error = np.abs(actual[:, column] - expected[:count, column])
+            if not (error <= tolerance).all():  # NaN must not pass
+                row = int(np.argmax(np.where(np.isnan(error), np.inf, error)))
+                raise BrokenBundle(
+                    f"golden record {row}: {name} is {actual[row, column]:.6g} here, but was "
+                    f"{expected[row, column]:.6g} when exported (tolerance {tolerance:g}): "
+                    "the graphs do not compute on this machine what they should"
+                )
+
+
+def compute_raw(
+    model: LoadedModel, images: list[NDArray[np.uint8]], prompts: list[str], dimensions: list[str]
+) -> NDArray[np.float64]:
+    """Raw values of RGB uint8 pictures, float64 ``[pictures, dimensions]``, straight through the runtimes. Blocks.
+
+    Prompts of one call are padded to the longest of them.
+    """
+    values: dict[tuple[str, str], NDArray[np.generic]] = {}
+    wanted = frozenset(model.manifest.dimension(name).stage for name in dimensions)
+    for stage in model.plan(wanted).stages:
+        arrays: dict[str, NDArray[np.generic]] = {}
+        for name, source in stage.inputs:
+            if isinstance(source, ImageInput):
+                arrays[name] = np.stack([apply_view(image, source.view) for image in images])
+            elif isinstance(source, PromptInput):
+                tokenizer = model.tokenizers[source.tokenizer]
+                arrays[name] = _tokens(tokenizer, prompts, source, model.manifest.tokenizers[source.tokenizer].pad_id)
+            else:
+                arrays[name] = values[source.stage, source.output]
+        for output, value in stage.runtime.run(arrays).items():
+            values[stage.spec.name, output] = value
+    columns = []
+    for name in dimensions:
+        dimension = model.manifest.dimension(name)
+        columns.append(values[dimension.stage, dimension.output].reshape(len(images)).astype(np.float64))
+    return np.stack(columns, axis=1)
+
+
+def _tokens(tokenizer: PromptTokenizer, prompts: list[str], source: PromptInput, pad_id: int) -> NDArray[np.int64]:
+    encoded = [tokenizer.encode(prompt) for prompt in prompts]
+    rows = [tokens.ids if source.field == "ids" else tokens.mask for tokens in encoded]
+    longest = max(len(row) for row in rows)
+    padding = pad_id if source.field == "ids" else 0
+    return np.stack([np.pad(row, (0, longest - len(row)), constant_values=padding) for row in rows])

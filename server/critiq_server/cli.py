@@ -1,0 +1,118 @@
+"""``critiq serve``: flags to settings to a running server."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from pydantic import ValidationError
+
+from critiq_server.settings import Settings, load_settings, print_settings
+
+Text = Annotated[str | None, typer.Option()]
+
+_cli = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@_cli.command(name="serve")
+def _serve(
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    rest_port: Annotated[int | None, typer.Option(help="REST port; 0: any free one.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0: any free one.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of the Prometheus metrics; 0: any free one.")] = None,
+    models: Annotated[list[Path] | None, typer.Option(help="Directory that holds bundles. May be repeated.")] = None,
+    load: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME:VERSION to load at start. May be repeated.")
+    ] = None,
+    default: Annotated[str | None, typer.Option(help="Model of requests that name none.")] = None,
+    provider: Annotated[str | None, typer.Option(help="auto, tensorrt, cuda or cpu.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting: limits.in_flight=64. May be repeated.")
+    ] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as YAML and exit.")] = False,
+) -> None:
+    """Serve scores. Settings: defaults < --config file < environment CRITIQ_* < these flags."""
+    named: dict[str, Any] = {
+        "server.host": host,
+        "server.rest_port": rest_port,
+        "server.grpc_port": grpc_port,
+        "server.metrics_port": metrics_port,
+        "models.directories": models or None,
+        "models.load": load or None,
+        "models.default": default,
+        "runtime.provider": provider,
+    }
+    flags: dict[str, Any] = {}
+    for path, value in named.items():
+        if value is not None:
+            _put(flags, path, value)
+    for assignment in set_ or []:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{assignment!r} is not of the form section.name=value")
+        _put(flags, path, yaml.safe_load(text))
+    settings = _settings(config, flags)
+    if print_config:
+        sys.stdout.write(print_settings(settings))
+        return
+    raise typer.Exit(_run(settings))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs ``critiq serve ARGUMENTS``; returns the exit status."""
+    try:
+        return int(_cli(args=list(arguments), prog_name="critiq serve", standalone_mode=False) or 0)
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error
+            sys.stderr.write(f"critiq serve: {error.format_message()}\n")
+            return 2
+        raise
+
+
+def _settings(config: Path | None, flags: dict[str, Any]) -> Settings:
+    try:
+        return load_settings(config, flags)
+    except (FileNotFoundError, yaml.YAMLError) as error:
+        sys.stderr.write(f"critiq serve: {error}\n")
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            where = ".".join(map(str, problem["loc"])) or "settings"
+            sys.stderr.write(f"critiq serve: {where}: {problem['msg']} (got {problem['input']!r})\n")
+    raise typer.Exit(2)
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, name = path.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[name] = value
+
+
+def _run(settings: Settings) -> int:
+    from critiq_server.app import StartError, serve
+    from critiq_server.telemetry.logs import configure
+
+    configure(settings.log)
+    # What is alive now stays alive: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    try:
+        if sys.platform == "win32":
+            asyncio.run(serve(settings))
+        else:
+            import uvloop
+
+            uvloop.run(serve(settings))
+    except StartError as error:
+        sys.stderr.write(f"critiq serve: {error}\n")
+        return 1
+    return 0

@@ -1,0 +1,213 @@
+"""Dynamic batching in front of one stage's runtime.
+
+A batch starts at once when the runtime is idle and grows while it is busy; so an idle server adds no waiting, and a
+busy one works in batches as large as its load makes them. Everything here runs on the event loop; only ``compute`` runs in
+worker threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from critiq.errors import CritiqError, DeadlineExceeded, TooBusy
+
+from critiq_server.engine.demand import Demand, Priority
+
+Input = TypeVar("Input")
+Output = TypeVar("Output")
+
+BULK_TURN = 4
+"""While both priorities wait, every fourth batch is led by bulk work, so neither starves the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What one batch looked like, for the metrics. Times in seconds."""
+
+    size: int
+    queue_seconds: Sequence[float]
+    compute_seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class _Item(Generic[Input, Output]):
+    input: Input
+    bucket: Hashable
+    demand: Demand
+    queued_at: float
+    future: asyncio.Future[Output]
+
+
+@dataclass
+class Batcher(Generic[Input, Output]):
+    """Gathers single items into batches.
+
+    Args:
+        compute: turns inputs of one bucket into as many outputs; an output may be an error, which only its item gets.
+            If it raises, every item of the batch gets the error.
+        max_batch: items in one batch at the most.
+        max_queue: items waiting at the most; beyond it ``submit`` raises ``TooBusy`` with a retry hint.
+        workers: batches computed at once.
+        max_delay: seconds that an incomplete batch may wait for company although the runtime is idle.
+        on_batch: told of every computed batch.
+        on_drop: told how many queued items were dropped because nobody wanted them any more.
+    """
+
+    compute: Callable[[list[Input]], Sequence[Output | CritiqError]]
+    max_batch: int
+    max_queue: int
+    workers: int = 1
+    max_delay: float = 0.0
+    on_batch: Callable[[BatchReport], None] = lambda report: None
+    on_drop: Callable[[int], None] = lambda count: None
+    name: str = "stage"
+    _queue: list[_Item[Input, Output]] = field(default_factory=list, init=False)
+    _busy: int = field(default=0, init=False)
+    _batches_since_bulk: int = field(default=0, init=False)
+    _rate: float = field(default=0.0, init=False)
+    _timer: asyncio.TimerHandle | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix=f"critiq-{self.name}")
+
+    async def submit(self, item: Input, bucket: Hashable, demand: Demand) -> Output:
+        """Computes one item in some batch.
+
+        Items of different buckets never share a batch. Cancelling the caller takes the item out of the queue.
+
+        Raises:
+            TooBusy: the queue is full.
+            DeadlineExceeded: the demand's deadline passed while the item was waiting.
+        """
+        if len(self._queue) >= self.max_queue:
+            self._purge()
+        if len(self._queue) >= self.max_queue:
+            raise TooBusy(
+                f"stage {self.name!r} has {len(self._queue)} items waiting, its limit; try again later",
+                retry_after=self.expected_wait(),
+            )
+        entry = _Item(item, bucket, demand, self._loop.time(), self._loop.create_future())
+        self._queue.append(entry)
+        self._pump()
+        output: Output = await entry.future
+        return output
+
+    @property
+    def waiting(self) -> int:
+        """Items in the queue."""
+        return len(self._queue)
+
+    def expected_wait(self) -> float:
+        """Seconds until the present queue is worked off, from the recent rate; between 0.05 and 10."""
+        if self._rate <= 0:
+            return 0.5
+        return min(10.0, max(0.05, math.ceil(20 * len(self._queue) / self._rate) / 20))
+
+    async def close(self) -> None:
+        """Refuses what is still waiting and frees the threads once running batches have ended."""
+        for item in self._queue:
+            if not item.future.done():
+                item.future.set_exception(TooBusy("the model was unloaded; try again", retry_after=0.1))
+        self._queue.clear()
+        await self._loop.run_in_executor(None, self._threads.shutdown)
+
+    def _pump(self) -> None:
+        """Starts batches while there is work and an idle worker."""
+        while self._busy < self.workers:
+            batch = self._next_batch()
+            if not batch:
+                return
+            self._busy += 1
+            self._loop.run_in_executor(self._threads, self._run, batch).add_done_callback(self._finished)
+
+    def _next_batch(self) -> list[_Item[Input, Output]]:
+        self._purge()
+        if not self._queue:
+            return []
+        if self.max_delay > 0 and len(self._queue) < self.max_batch:
+            age = self._loop.time() - self._queue[0].queued_at
+            if age < self.max_delay:
+                if self._timer is None or self._timer.cancelled():
+                    self._timer = self._loop.call_later(self.max_delay - age, self._delay_over)
+                return []
+        # Idle workers share what is there: on a machine with several, one large batch would leave the others idle.
+        share = math.ceil(len(self._queue) / (self.workers - self._busy))
+        batch = self._choose(min(self.max_batch, share))
+        chosen = set(map(id, batch))
+        self._queue = [item for item in self._queue if id(item) not in chosen]
+        return batch
+
+    def _choose(self, size: int) -> list[_Item[Input, Output]]:
+        by_priority = sorted(self._queue, key=lambda item: item.demand.priority)  # stable: oldest first within each
+        most, least = by_priority[0].demand.priority, by_priority[-1].demand.priority
+        if most != least:
+            self._batches_since_bulk += 1
+            if self._batches_since_bulk >= BULK_TURN:
+                self._batches_since_bulk = 0
+                bulk = [item for item in by_priority if item.demand.priority is Priority.BULK]
+                by_priority = bulk + [item for item in by_priority if item.demand.priority is not Priority.BULK]
+        bucket = by_priority[0].bucket
+        return [item for item in by_priority if item.bucket == bucket][:size]
+
+    def _purge(self) -> None:
+        """Drops items that nobody waits for any more, before they cost any compute."""
+        now = self._loop.time()
+        kept = []
+        for item in self._queue:
+            if item.future.done():
+                continue
+            if item.demand.deadline <= now:
+                item.future.set_exception(
+                    DeadlineExceeded("the deadline passed while the request was waiting its turn")
+                )
+                continue
+            kept.append(item)
+        if len(kept) != len(self._queue):
+            self.on_drop(len(self._queue) - len(kept))
+            self._queue = kept
+
+    def _delay_over(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def _run(
+        self, batch: list[_Item[Input, Output]]
+    ) -> tuple[list[_Item[Input, Output]], Sequence[Output | CritiqError], float, float]:
+        """In a worker thread: never raises, so that every item gets its outcome."""
+        started = self._loop.time()
+        outputs: Sequence[Output | CritiqError]
+        try:
+            outputs = self.compute([item.input for item in batch])
+        except Exception as error:
+            failure = error if isinstance(error, CritiqError) else _runtime_failure(self.name, error)
+            outputs = [failure] * len(batch)
+        return batch, outputs, started, self._loop.time()
+
+    def _finished(
+        self, done: asyncio.Future[tuple[list[_Item[Input, Output]], Sequence[Output | CritiqError], float, float]]
+    ) -> None:
+        self._busy -= 1
+        batch, outputs, started, ended = done.result()
+        for item, output in zip(batch, outputs, strict=True):
+            if item.future.done():
+                continue
+            if isinstance(output, CritiqError):
+                item.future.set_exception(output)
+            else:
+                item.future.set_result(output)
+        rate = len(batch) * self.workers / max(ended - started, 1e-6)
+        self._rate = rate if self._rate == 0 else 0.8 * self._rate + 0.2 * rate
+        self.on_batch(BatchReport(len(batch), [started - item.queued_at for item in batch], ended - started))
+        self._pump()
+
+
+def _runtime_failure(name: str, error: Exception) -> CritiqError:
+    from critiq_server.telemetry.faults import internal
+
+    return internal(f"stage {name} failed", error)

@@ -1,0 +1,166 @@
+"""Evaluates a model's graph for one picture and prompt.
+
+The keys of all outputs follow from the keys of the picture and the prompt alone, so the engine starts at the outputs:
+it looks each up in the store, joins a computation under way, or computes it from its inputs, which it gets the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from critiq.errors import CritiqError
+from critiq.types import PromptReport
+from numpy.typing import NDArray
+
+from critiq_server.bundles.manifest import ImageInput, PromptInput
+from critiq_server.bundles.model import LoadedModel, LoadedStage
+from critiq_server.engine.batcher import Batcher
+from critiq_server.engine.demand import Demand
+from critiq_server.engine.flights import Flight, Flights
+from critiq_server.engine.pictures import Picture
+from critiq_server.features.keys import Key, output_key, prompt_key
+from critiq_server.features.memory import Features, MemoryStore
+from critiq_server.prompts import Tokens
+
+Inputs = Mapping[str, NDArray[Any]]
+StageBatcher = Batcher[Inputs, Features]
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """A loaded model with a batcher in front of each stage."""
+
+    model: LoadedModel
+    batchers: Mapping[str, StageBatcher]
+
+    async def close(self) -> None:
+        await asyncio.gather(*(batcher.close() for batcher in self.batchers.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Outputs by stage, the stages whose outputs came from the store, and what was done to the prompt."""
+
+    values: Mapping[str, Features]
+    from_store: frozenset[str]
+    prompt: PromptReport | None
+
+
+class Engine:
+    """Store and flights, shared by all models. ``on_lookup`` is told (stage name, found?) of every look-up."""
+
+    def __init__(self, store: MemoryStore, on_lookup: Callable[[str, bool], None] = lambda stage, hit: None) -> None:
+        self.store = store
+        self._on_lookup = on_lookup
+        self._flights: Flights[Features] = Flights()
+
+    async def evaluate(
+        self, served: ServedModel, outputs: frozenset[str], picture: Picture, prompt: str, demand: Demand
+    ) -> Evaluation:
+        """Computes or finds the outputs of the stages called ``outputs``. ``prompt`` is normalised.
+
+        Raises what decoding, queueing or computing raises; see ``critiq.errors``.
+        """
+        plan = served.model.plan(outputs)
+        tokens = {name: served.model.tokenizers[name].encode(prompt) for name in plan.tokenizers}
+        picture_key = await picture.identify(plan.views, demand)
+        keys = _output_keys(plan.stages, picture_key, prompt_key(prompt))
+        request = _Request(self, served, picture, tokens, keys)
+        found = {name: self._look_up(served, name, keys[name]) for name in outputs}
+        missing = [name for name, features in found.items() if features is None]
+        if len(missing) == 1:
+            computed = [await request.value(missing[0], demand)]
+        else:
+            computed = await asyncio.gather(*(request.value(name, demand) for name in missing))
+        values = {name: features for name, features in found.items() if features is not None}
+        from_store = frozenset(values)
+        values.update(zip(missing, computed, strict=True))
+        report = next(iter(tokens.values())).report if tokens else None
+        return Evaluation(values, from_store, report)
+
+    def _look_up(self, served: ServedModel, name: str, key: Key) -> Features | None:
+        if not served.model.stages[name].spec.cache:
+            return None
+        features = self.store.get(key)
+        self._on_lookup(name, features is not None)
+        return features
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One evaluation under way."""
+
+    engine: Engine
+    served: ServedModel
+    picture: Picture
+    tokens: Mapping[str, Tokens]
+    keys: Mapping[str, Key]
+
+    async def value(self, name: str, demand: Demand) -> Features:
+        # Keyed by the served model as well: a model that is being unloaded takes no newcomers along.
+        flights = self.engine._flights
+        return await flights.join(
+            (id(self.served), self.keys[name]), demand, lambda flight: self._compute(name, flight)
+        )
+
+    async def _compute(self, name: str, flight: Flight[Features]) -> Features:
+        stage = self.served.model.stages[name]
+        arrays = await self._inputs(stage, flight)
+        bucket = tuple(array.shape for array in arrays.values())
+        features = await self.served.batchers[name].submit(arrays, bucket, flight)
+        if stage.spec.cache:
+            self.engine.store.put(self.keys[name], features)
+        return features
+
+    async def _inputs(self, stage: LoadedStage, flight: Flight[Features]) -> Inputs:
+        arrays: dict[str, NDArray[Any]] = {}
+        upstream: dict[str, list[tuple[str, str]]] = {}
+        for tensor, source in stage.inputs:
+            if isinstance(source, ImageInput):
+                arrays[tensor] = await self.picture.view(source.view, flight)
+            elif isinstance(source, PromptInput):
+                tokens = self.tokens[source.tokenizer]
+                arrays[tensor] = tokens.ids if source.field == "ids" else tokens.mask
+            else:
+                upstream.setdefault(source.stage, []).append((tensor, source.output))
+        features = await self._upstream(list(upstream), flight)
+        for (_, wanted), values in zip(upstream.items(), features, strict=True):
+            for tensor, output in wanted:
+                arrays[tensor] = values[output]
+        return arrays
+
+    async def _upstream(self, names: list[str], flight: Flight[Features]) -> Sequence[Features]:
+        if len(names) == 1:
+            return [await self._found_or_computed(names[0], flight)]
+        return await asyncio.gather(*(self._found_or_computed(name, flight) for name in names))
+
+    async def _found_or_computed(self, name: str, flight: Flight[Features]) -> Features:
+        features = self.engine._look_up(self.served, name, self.keys[name])
+        return features if features is not None else await self.value(name, flight)
+
+
+def _output_keys(stages: Sequence[LoadedStage], picture: Key, prompt: Key) -> dict[str, Key]:
+    keys: dict[str, Key] = {}
+    for stage in stages:
+        inputs = []
+        for _, source in stage.inputs:
+            if isinstance(source, ImageInput):
+                inputs.append(picture)
+            elif isinstance(source, PromptInput):
+                inputs.append(prompt)
+            else:
+                inputs.append(keys[source.stage])
+        keys[stage.spec.name] = output_key(stage.digest, inputs)
+    return keys
+
+
+def compute_batch(stage: LoadedStage, items: list[Inputs]) -> Sequence[Features | CritiqError]:
+    """Runs one batch of one stage in a worker thread: stacks the inputs, splits the outputs."""
+    arrays = {name: np.stack([item[name] for item in items]) for name in items[0]}
+    outputs = stage.runtime.run(arrays)
+    # Copies: a view would keep the whole batch's array alive in the store.
+    return [{name: value[row].copy() for name, value in outputs.items()} for row in range(len(items))]

@@ -1,0 +1,123 @@
+"""Pixels -> what a stage reads: a resized picture or a grid of windows.
+
+Every step is Pillow's antialiased resampling or a plain copy, so a view of the same pixels is the same on every call;
+the geometry is whole pixels, decided by the functions at the end of this page alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from critiq_server.bundles.manifest import CropsView, Filter, ResizeView
+from critiq_server.images.source import Pixels
+
+FILTERS: dict[Filter, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+}
+PAD_GREY = 128
+"""Level of the borders that ``fit="pad"`` adds, in all three channels."""
+
+Size = tuple[int, int]
+"""``(height, width)`` in pixels."""
+
+
+def apply_view(pixels: Pixels, view: ResizeView | CropsView) -> NDArray[np.uint8]:
+    """``pixels`` (RGB uint8 ``[height, width, 3]``) as ``view`` shows them.
+
+    Returns C-contiguous uint8: ``[view.height, view.width, 3]`` for a :class:`ResizeView`, and
+    ``[view.rows * view.columns, view.height, view.width, 3]``, row by row, for a :class:`CropsView`. The result may be
+    read-only, and is ``pixels`` itself where the view changes nothing. Raises nothing for a picture of at least 1 x 1.
+    """
+    if isinstance(view, CropsView):
+        return _crops(pixels, view)
+    if view.fit == "crop":
+        return _resized_middle(pixels, view)
+    if view.fit == "pad":
+        return _padded(pixels, view)
+    return np.ascontiguousarray(_resized(pixels, (view.height, view.width), view.filter))
+
+
+def resizes(view: ResizeView | CropsView, height: int, width: int) -> bool:
+    """Whether ``view`` shows a picture of ``height`` x ``width`` pixels at another resolution than its own."""
+    return _scaled_size(view, (height, width)) != (height, width)
+
+
+def _crops(pixels: Pixels, view: CropsView) -> NDArray[np.uint8]:
+    scaled = _resized(pixels, _scaled_size(view, _size(pixels)), view.filter)
+    height, width = _size(scaled)
+    windows = np.empty((view.rows * view.columns, view.height, view.width, 3), np.uint8)
+    corners = [
+        (top, left) for top in _grid(height, view.height, view.rows) for left in _grid(width, view.width, view.columns)
+    ]
+    for window, (top, left) in zip(windows, corners, strict=True):
+        window[...] = scaled[top : top + view.height, left : left + view.width]
+    return windows
+
+
+def _resized_middle(pixels: Pixels, view: ResizeView) -> Pixels:
+    """Resized whole, then cut, as CLIP-shaped encoders expect: resampling the middle alone differs a little."""
+    scaled = _resized(pixels, _scaled_size(view, _size(pixels)), view.filter)
+    top, left = _middle(scaled.shape[0], view.height), _middle(scaled.shape[1], view.width)
+    return np.ascontiguousarray(scaled[top : top + view.height, left : left + view.width])
+
+
+def _padded(pixels: Pixels, view: ResizeView) -> Pixels:
+    scaled = _resized(pixels, _scaled_size(view, _size(pixels)), view.filter)
+    height, width = _size(scaled)
+    if (height, width) == (view.height, view.width):
+        return np.ascontiguousarray(scaled)
+    canvas = np.full((view.height, view.width, 3), PAD_GREY, np.uint8)
+    top, left = _middle(view.height, height), _middle(view.width, width)
+    canvas[top : top + height, left : left + width] = scaled
+    return canvas
+
+
+def _resized(pixels: Pixels, size: Size, name: Filter) -> Pixels:
+    if size == _size(pixels):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), FILTERS[name]))
+
+
+def _scaled_size(view: ResizeView | CropsView, size: Size) -> Size:
+    """Size of the whole picture when it has the resolution at which ``view`` shows it."""
+    height, width = size
+    if isinstance(view, CropsView):
+        shorter = min(size)
+        target = min(max(shorter, view.shorter_min), view.shorter_max)
+        return _times(height, target, shorter), _times(width, target, shorter)
+    if view.fit == "stretch":
+        return view.height, view.width
+    narrower = width * view.height < height * view.width  # than the view
+    if view.fit == "crop":
+        # Rounded down, as the preparation of CLIP-shaped encoders does.
+        if narrower:
+            return max(view.height, height * view.width // width), view.width
+        return view.height, max(view.width, width * view.height // height)
+    if narrower:
+        return view.height, max(1, _times(width, view.height, height))
+    return max(1, _times(height, view.width, width)), view.width
+
+
+def _times(length: int, numerator: int, denominator: int) -> int:
+    """``length * numerator / denominator`` to the nearest whole number."""
+    return (2 * length * numerator + denominator) // (2 * denominator)
+
+
+def _grid(length: int, window: int, count: int) -> list[int]:
+    """Where ``count`` windows start on ``length`` pixels: evenly spaced from border to border, or one in the middle."""
+    if count == 1:
+        return [_middle(length, window)]
+    return [_times(length - window, i, count - 1) for i in range(count)]
+
+
+def _middle(length: int, window: int) -> int:
+    return (length - window) // 2
+
+
+def _size(pixels: Pixels) -> Size:
+    return pixels.shape[0], pixels.shape[1]

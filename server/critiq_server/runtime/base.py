@@ -1,0 +1,29 @@
+"""What a runtime is: arrays in, arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class Runtime(Protocol):
+    """Runs one stage's graph. ``run`` blocks, is thread-safe, and releases the interpreter lock while it computes."""
+
+    @property
+    def provider(self) -> str:
+        """Where it runs, for instance ``CPUExecutionProvider``."""
+        ...
+
+    @property
+    def concurrency(self) -> int:
+        """How many batches it computes at once without one slowing another down."""
+        ...
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Computes one batch. Every array, in and out, has the batch as its first axis."""
+        ...

@@ -1,0 +1,414 @@
+"""The operations, free of any transport: what is asked comes in as plain values, answers go out as ``critiq.types``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from critiq import types
+from critiq.errors import (
+    CritiqError,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    TooBusy,
+    TooLarge,
+)
+
+from critiq_server.engine.admission import Admission
+from critiq_server.engine.demand import Call, Priority
+from critiq_server.engine.engine import Engine, ServedModel
+from critiq_server.engine.pictures import Darkroom
+from critiq_server.images.source import ImageSource
+from critiq_server.images.views import resizes
+from critiq_server.prompts import normalise
+from critiq_server.registry import Registry
+from critiq_server.scoring.judgement import Judgement
+from critiq_server.settings import Settings
+from critiq_server.telemetry.faults import internal
+from critiq_server.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which model answers, and what is asked of it; empty values mean the defaults of the contract."""
+
+    model: str = ""
+    version: str = ""
+    dimensions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One picture to score."""
+
+    image: ImageSource
+    prompt: str = ""
+    target: Target = Target()
+    priority: Priority = Priority.INTERACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a batch or stream; a face that could not read it puts the error in the query's place."""
+
+    id: str
+    query: Query | CritiqError
+
+
+class Service:
+    """What the faces call. Methods raise only ``critiq.errors``; timeouts are in seconds, ``None`` for the default."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        engine: Engine,
+        darkroom: Darkroom,
+        admission: Admission,
+        metrics: Metrics,
+    ) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.admission = admission
+        self.metrics = metrics
+        self._engine = engine
+        self._darkroom = darkroom
+
+    async def score(self, query: Query, timeout: float | None = None) -> types.ScoreResult:
+        """Scores one picture."""
+        with self._observed("score", query.target.model), self._admitted([query]):
+            return await self._within(timeout, query.priority, lambda call: self._score(query, call))
+
+    async def score_batch(self, items: Sequence[Item], timeout: float | None = None) -> list[types.ItemResult]:
+        """Scores many; answers stand in the order of ``items``, each with its own outcome.
+
+        Raises ``InvalidArgument`` for an empty batch or duplicated ids, ``TooLarge`` for too many items.
+        """
+        with self._observed("score_batch", _model_of(items)):
+            self._check_count("items", len(items))
+            _check_unique([item.id for item in items])
+            with self._admitted([item.query for item in items if isinstance(item.query, Query)]):
+                return list(await asyncio.gather(*(self._item(item, timeout) for item in items)))
+
+    async def score_stream(
+        self, items: AsyncIterator[Item], timeout: float | None = None
+    ) -> AsyncIterator[types.ItemResult]:
+        """Scores items as they come, answers each when it is ready; takes no more while the window is full.
+
+        ``timeout`` applies to each item, from when it was taken.
+        """
+        answers: asyncio.Queue[types.ItemResult | CritiqError | None] = asyncio.Queue()
+        window = asyncio.Semaphore(self.settings.limits.stream_window)
+        reader = asyncio.create_task(self._read_stream(items, timeout, window, answers))
+        try:
+            while (answer := await answers.get()) is not None:
+                if isinstance(answer, CritiqError):
+                    raise answer
+                window.release()
+                yield answer
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def rank(
+        self,
+        images: Sequence[ImageSource | CritiqError],
+        prompt: str = "",
+        target: Target = Target(),
+        priority: Priority = Priority.INTERACTIVE,
+        top_k: int = 0,
+        timeout: float | None = None,
+    ) -> types.RankResult:
+        """Orders pictures made from one prompt, best first."""
+        with self._observed("rank", target.model):
+            self._check_count("images", len(images))
+            if len(target.dimensions) > 1:
+                raise InvalidArgument(
+                    f"ranking goes by one dimension, {len(target.dimensions)} were named", field="target.dimensions"
+                )
+            with self.registry.lease(target.model, target.version) as served:
+                judgement = _ranking_dimension(served, target, prompt)
+            one = replace(target, dimensions=(judgement.dimension.name,))
+            queries = [
+                image if isinstance(image, CritiqError) else Query(image, prompt, one, priority) for image in images
+            ]
+            with self._admitted([query for query in queries if isinstance(query, Query)]):
+                items = [Item(str(index), query) for index, query in enumerate(queries)]
+                results = await asyncio.gather(*(self._item(item, timeout) for item in items))
+        return types.RankResult(judgement.dimension.name, _ranking(judgement, results, top_k))
+
+    async def compare(self, first: Query, second: Query, timeout: float | None = None) -> types.CompareResult:
+        """Compares two pictures in every dimension; both queries have one prompt and target."""
+        with self._observed("compare", first.target.model), self._admitted([first, second]):
+            with self.registry.lease(first.target.model, first.target.version) as served:
+                judgements = served.model.judgements
+            results = await asyncio.gather(
+                *(self._item(Item(name, query), timeout) for name, query in (("first", first), ("second", second)))
+            )
+            for result in results:
+                if result.error is not None:
+                    raise _placed(result.error, result.id)
+            one, two = (result.unwrap() for result in results)
+        comparisons = tuple(_compare(judgements[score.dimension], score, two[score.dimension]) for score in one)
+        return types.CompareResult(comparisons, one.image, two.image, one.prompt)
+
+    def models(self) -> list[types.Model]:
+        """Every known model version."""
+        return self.registry.list()
+
+    def model(self, name: str = "", version: str = "") -> types.Model:
+        """One of them; raises ``NotFound``."""
+        return self.registry.describe(name, version)
+
+    async def load(self, name: str, version: str = "") -> types.Model:
+        """Loads a version; raises ``PermissionDenied`` where the settings do not allow it."""
+        self._check_changes_allowed(name)
+        return await self.registry.load(name, version)
+
+    async def unload(self, name: str, version: str = "") -> None:
+        """Unloads a version, or all of a model's."""
+        self._check_changes_allowed(name)
+        await self.registry.unload(name, version)
+
+    async def _score(self, query: Query, call: Call) -> types.ScoreResult:
+        prompt = normalise(query.prompt, self.settings.limits.prompt_bytes)
+        with self.registry.lease(query.target.model, query.target.version) as served:
+            judgements = _dimensions(served, query.target, prompt)
+            picture = self._darkroom.picture(query.image)
+            outputs = frozenset(judgement.dimension.stage for judgement in judgements)
+            evaluation = await self._engine.evaluate(served, outputs, picture, prompt, call)
+            scores = []
+            for judgement in judgements:
+                dimension = judgement.dimension
+                raw = float(evaluation.values[dimension.stage][dimension.output].item())
+                scores.append(judgement.score(raw, from_store=dimension.stage in evaluation.from_store))
+            report = picture.report
+            views = served.model.plan(outputs).views
+            if any(resizes(view, report.height, report.width) for view in views):
+                report = replace(report, resized=True)
+            return types.ScoreResult(tuple(scores), report, evaluation.prompt)
+
+    async def _item(self, item: Item, timeout: float | None) -> types.ItemResult:
+        """Scores one item of several: its error is its own."""
+        query = item.query
+        code = "OK"
+        try:
+            if isinstance(query, CritiqError):
+                raise query
+            result = await self._within(timeout, query.priority, lambda call: self._score(query, call))
+            return types.ItemResult(item.id, result=result)
+        except CritiqError as error:
+            code = error.code
+            return types.ItemResult(item.id, error=error)
+        except Exception as error:
+            fault = internal(f"item {item.id!r}", error)
+            code = fault.code
+            return types.ItemResult(item.id, error=fault)
+        finally:
+            model = query.target.model if isinstance(query, Query) else ""
+            self.metrics.items.labels(self._label(model), code).inc()
+
+    async def _within(
+        self, timeout: float | None, priority: Priority, work: Callable[[Call], Awaitable[types.ScoreResult]]
+    ) -> types.ScoreResult:
+        limits = self.settings.limits
+        seconds = limits.timeout_seconds if timeout is None else min(timeout, limits.max_timeout_seconds)
+        deadline = asyncio.get_running_loop().time() + seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await work(Call(deadline, priority))
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"no answer within {seconds:.3g} s; allow more time, or send less work at once"
+            ) from None
+
+    async def _read_stream(
+        self,
+        items: AsyncIterator[Item],
+        timeout: float | None,
+        window: asyncio.Semaphore,
+        answers: asyncio.Queue[types.ItemResult | CritiqError | None],
+    ) -> None:
+        under_way: set[str] = set()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await window.acquire()
+                async for item in items:
+                    if not item.id or item.id in under_way:
+                        kind = "is used by an item under way" if item.id else "is empty"
+                        raise InvalidArgument(f"the id {item.id!r} {kind}; every item needs its own", field="id")
+                    under_way.add(item.id)
+                    tasks.create_task(self._stream_item(item, timeout, under_way, answers))
+                    await window.acquire()
+            await answers.put(None)
+        except* CritiqError as group:
+            await answers.put(next(error for error in group.exceptions if isinstance(error, CritiqError)))
+        except* Exception as group:
+            await answers.put(internal("stream", group))
+
+    async def _stream_item(
+        self,
+        item: Item,
+        timeout: float | None,
+        under_way: set[str],
+        answers: asyncio.Queue[types.ItemResult | CritiqError | None],
+    ) -> None:
+        with self._observed("score_stream", _model_of([item])):
+            try:
+                size = len(item.query.image.data) if isinstance(item.query, Query) else 0
+                while True:
+                    await self.admission.room(size)
+                    try:
+                        with self.admission.admit(1, size):
+                            answer = await self._item(item, timeout)
+                        break
+                    except TooBusy:
+                        continue  # Somebody else took the room first: a stream is slowed down, not refused.
+            except CritiqError as error:
+                answer = types.ItemResult(item.id, error=error)
+        under_way.discard(item.id)
+        await answers.put(answer)
+
+    @contextmanager
+    def _admitted(self, queries: Sequence[Query]) -> Iterator[None]:
+        size = sum(len(query.image.data) for query in queries)
+        try:
+            holding = self.admission.admit(max(1, len(queries)), size)
+            holding.__enter__()
+        except CritiqError as error:
+            self.metrics.rejected.labels(error.code).inc()
+            raise
+        try:
+            yield
+        finally:
+            holding.__exit__(None, None, None)
+
+    @contextmanager
+    def _observed(self, operation: str, model: str) -> Iterator[None]:
+        """Counts and times a call, and turns what is not a ``CritiqError`` into one, with the detail in the log."""
+        started = perf_counter()
+        code = "OK"
+        try:
+            yield
+        except CritiqError as error:
+            code = error.code
+            raise
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except Exception as error:
+            code = "INTERNAL"
+            raise internal(operation, error) from error
+        finally:
+            self.metrics.requests.labels(operation, self._label(model), code).inc()
+            self.metrics.latency.labels(operation).observe(perf_counter() - started)
+
+    def _label(self, model: str) -> str:
+        """A model name that is safe as a label: callers can send anything."""
+        name = model or self.registry.default
+        return name if self.registry.knows(name) else "unknown"
+
+    def _check_count(self, field: str, count: int) -> None:
+        if count == 0:
+            raise InvalidArgument("there is nothing to score; send at least one picture", field=field)
+        limit = self.settings.limits.batch_items
+        if count > limit:
+            raise TooLarge(f"{count} pictures in one call, the limit is {limit}; send several calls", field=field)
+
+    def _check_changes_allowed(self, name: str) -> None:
+        if not name:
+            raise InvalidArgument("name the model", field="name")
+        if not self.settings.models.allow_changes:
+            raise PermissionDenied(
+                "this server does not let callers load or unload models; its setting models.allow_changes is false"
+            )
+
+
+def _dimensions(served: ServedModel, target: Target, prompt: str) -> Sequence[Judgement]:
+    """The dimensions that a request asks for, or all that it allows."""
+    judgements = served.model.judgements
+    if not target.dimensions:
+        return [entry for entry in judgements.values() if prompt or not entry.dimension.needs_prompt] or _prompt_needed(
+            next(iter(judgements))
+        )
+    chosen = []
+    for position, name in enumerate(target.dimensions):
+        field = f"target.dimensions[{position}]"
+        if name not in judgements:
+            raise NotFound(
+                f"model {served.model.manifest.name!r} has no dimension {name!r}; it has {', '.join(judgements)}",
+                field=field,
+            )
+        if name in target.dimensions[:position]:
+            raise InvalidArgument(f"{name!r} is named twice", field=field)
+        if judgements[name].dimension.needs_prompt and not prompt:
+            _prompt_needed(name)
+        chosen.append(judgements[name])
+    return chosen
+
+
+def _prompt_needed(dimension: str) -> Sequence[Judgement]:
+    raise InvalidArgument(
+        f"the dimension {dimension!r} needs the prompt that the picture was made from, and there is none",
+        field="prompt",
+    )
+
+
+def _ranking_dimension(served: ServedModel, target: Target, prompt: str) -> Judgement:
+    if target.dimensions:
+        return _dimensions(served, target, prompt)[0]
+    allowed = _dimensions(served, target, prompt)
+    return next((entry for entry in allowed if entry.dimension.needs_prompt), allowed[0])
+
+
+def _ranking(judgement: Judgement, results: Iterable[types.ItemResult], top_k: int) -> tuple[types.RankedImage, ...]:
+    scored: list[tuple[int, types.Score]] = []
+    failed: list[types.RankedImage] = []
+    for index, result in enumerate(results):
+        if result.result is not None:
+            scored.append((index, result.result.scores[0]))
+        elif result.error is not None:
+            failed.append(types.RankedImage(index, 0, error=_placed(result.error, f"images[{index}]")))
+    scored.sort(key=lambda entry: -judgement.goodness(entry[1].raw))  # stable: ties keep the order of the request
+    ranking: list[types.RankedImage] = []
+    for place, (index, score) in enumerate(scored, start=1):
+        previous = ranking[-1] if ranking else None
+        tied = previous is not None and previous.score is not None and previous.score.raw == score.raw
+        ranking.append(types.RankedImage(index, previous.rank if tied and previous else place, score=score))
+    return tuple((ranking[:top_k] if top_k else ranking) + failed)
+
+
+def _compare(judgement: Judgement, first: types.Score, second: types.Score) -> types.DimensionComparison:
+    difference = judgement.goodness(first.raw) - judgement.goodness(second.raw)
+    preference: types.Preference = "first" if difference > 0 else "second"
+    if abs(difference) <= judgement.dimension.tolerance:
+        preference = "tie"
+    return types.DimensionComparison(first.dimension, preference, first, second)
+
+
+def _placed(error: CritiqError, place: str) -> CritiqError:
+    """An item's error in the call that it belongs to: its ``image...`` field is the item itself."""
+    if not error.field.startswith("image"):
+        return error
+    return type(error)(error.message, field=place + error.field.removeprefix("image"), retry_after=error.retry_after)
+
+
+def _check_unique(ids: Sequence[str]) -> None:
+    seen: dict[str, int] = {}
+    for position, item in enumerate(ids):
+        if item in seen:
+            raise InvalidArgument(
+                f"the id {item!r} is used by items {seen[item]} and {position}; ids must be unique",
+                field=f"items[{position}].id",
+            )
+        seen[item] = position
+
+
+def _model_of(items: Sequence[Item]) -> str:
+    first = items[0].query if items else None
+    return first.target.model if isinstance(first, Query) else ""

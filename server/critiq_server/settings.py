@@ -1,0 +1,159 @@
+"""Every setting of the server: defaults < YAML file < environment ``CRITIQ_*`` < command-line flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from critiq_server.images.limits import ImageLimits
+from critiq_server.runtime.onnx import RuntimeSettings
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(_Section):
+    """Where the server listens and how it stops."""
+
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. Anything but loopback lets others in: there is no authentication yet.",
+    )
+    rest_port: int = Field(8000, ge=0, le=65535, description="REST. 0: any free port.")
+    grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC. 0: any free port.")
+    metrics_port: int = Field(8002, ge=0, le=65535, description="Prometheus metrics. 0: any free port.")
+    drain_seconds: float = Field(30.0, ge=0, description="How long stopping waits for accepted requests.")
+
+
+class ModelSettings(_Section):
+    """Which models are served."""
+
+    directories: tuple[Path, ...] = Field(
+        (), description="Directories that hold bundles, searched before the built-in one."
+    )
+    load: tuple[str, ...] = Field(
+        (), description="Models to load at start, NAME or NAME:VERSION. Empty: the newest version of every model found."
+    )
+    default: str = Field("critiq-builtin", description="Model of requests that name none.")
+    allow_changes: bool = Field(False, description="Whether callers may load and unload models.")
+
+
+class LimitSettings(_Section):
+    """What bounds the work. Beyond each, the caller gets a definite answer."""
+
+    in_flight: int = Field(
+        256,
+        gt=0,
+        description="Pictures accepted and not yet answered; beyond it 429 / RESOURCE_EXHAUSTED with a retry hint.",
+    )
+    in_flight_bytes: int = Field(512 * 2**20, gt=0, description="Bytes of their encoded or raw data.")
+    request_bytes: int = Field(64 * 2**20, gt=0, description="Bytes of one request; beyond it 413.")
+    batch_items: int = Field(256, gt=0, description="Pictures in one batch, ranking or stream window.")
+    stream_window: int = Field(64, gt=0, description="Items of one stream under way at once.")
+    prompt_bytes: int = Field(8192, gt=0, description="UTF-8 bytes of a prompt.")
+    timeout_seconds: float = Field(30.0, gt=0, description="Deadline of calls that set none.")
+    max_timeout_seconds: float = Field(300.0, gt=0, description="Longest deadline that a caller may set.")
+    image: ImageLimits = Field(default_factory=ImageLimits, description="Limits of one picture.")
+
+    @model_validator(mode="after")
+    def _a_batch_fits(self) -> LimitSettings:
+        if self.batch_items > self.in_flight:
+            raise ValueError(
+                f"limits.batch_items ({self.batch_items}) may not exceed limits.in_flight ({self.in_flight})"
+            )
+        return self
+
+
+class EngineSettings(_Section):
+    """How pictures become batches."""
+
+    max_delay_ms: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="How long an incomplete batch may wait for company although the runtime is idle.",
+    )
+    max_batch: int = Field(0, ge=0, description="Upper limit on every stage's batch. 0: what the bundle says.")
+    store_mb: int = Field(256, ge=0, description="Memory for stored stage outputs, in MiB. 0: store nothing.")
+    background: tuple[int, int, int] = Field(
+        (255, 255, 255), description="Colour (red, green, blue, 0..255) behind transparent pictures."
+    )
+
+
+class LogSettings(_Section):
+    """What is logged. Prompts and pixels never are."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity.")
+    format: Literal["console", "json"] = Field("console", description="For people or for machines.")
+    access: bool = Field(False, description="A line for every request.")
+
+
+class Settings(BaseSettings):
+    """All settings. In the environment, two underscores separate levels: ``CRITIQ_SERVER__REST_PORT=9000``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CRITIQ_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    models: ModelSettings = Field(default_factory=ModelSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+    runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, _config_file)
+
+
+_config_file: Path | None = None
+
+
+def load_settings(config: Path | None = None, flags: dict[str, Any] | None = None) -> Settings:
+    """The settings from all sources.
+
+    Args:
+        config: YAML file; must exist if given.
+        flags: nested values that win over everything.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        pydantic.ValidationError: a value is wrong.
+    """
+    global _config_file  # noqa: PLW0603 - pydantic-settings takes its sources from the class
+    if config is not None and not config.is_file():
+        raise FileNotFoundError(f"there is no configuration file {config}")
+    _config_file = config
+    return Settings(**(flags or {}))
+
+
+def print_settings(settings: Settings) -> str:
+    """The settings as YAML, secrets hidden."""
+    return yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, SecretStr):
+        return "**********"
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,81 @@
+"""Prometheus metrics. Label values are bounded: operations, error codes, names of this server's models and stages."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """All metrics of one server."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "critiq_requests_total",
+            "Calls answered, by operation, model and code (OK or the error's).",
+            ["operation", "model", "code"],
+            registry=registry,
+        )
+        self.latency = Histogram(
+            "critiq_request_seconds",
+            "Time from accepting a call to its answer, by operation.",
+            ["operation"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.items = Counter(
+            "critiq_items_total", "Pictures answered, by model and code.", ["model", "code"], registry=registry
+        )
+        self.in_flight = Gauge("critiq_in_flight", "Pictures accepted and not yet answered.", registry=registry)
+        self.in_flight_bytes = Gauge("critiq_in_flight_bytes", "Bytes of their data.", registry=registry)
+        self.rejected = Counter(
+            "critiq_rejected_total", "Calls refused before any work, by reason.", ["reason"], registry=registry
+        )
+        self.decode = Histogram(
+            "critiq_image_decode_seconds",
+            "Time to decode, hash and resize one picture.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "critiq_batch_size",
+            "Items in a batch, by model and stage.",
+            ["model", "stage"],
+            buckets=_SIZES,
+            registry=registry,
+        )
+        self.queue = Histogram(
+            "critiq_queue_seconds",
+            "Time an item waited for its batch, by model and stage.",
+            ["model", "stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.compute = Histogram(
+            "critiq_compute_seconds",
+            "Time a batch took in the runtime, by model and stage.",
+            ["model", "stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.dropped = Counter(
+            "critiq_dropped_total",
+            "Items dropped before compute: cancelled or past their deadline.",
+            ["model", "stage"],
+            registry=registry,
+        )
+        self.lookups = Counter(
+            "critiq_store_lookups_total",
+            "Look-ups in the feature store, by stage and outcome (hit, miss).",
+            ["stage", "outcome"],
+            registry=registry,
+        )
+        self.store_bytes = Gauge("critiq_store_bytes", "Bytes in the memory store.", registry=registry)
+        self.models = Gauge(
+            "critiq_model_ready", "1 while a version is served.", ["model", "version"], registry=registry
+        )
