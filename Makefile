@@ -16,10 +16,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m tests.contract.check_stubs
+	$(BIN)/python tools/contract.py check
 
 proto: $(VENV)/.dev
-	$(BIN)/python -m tests.contract.generate
+	$(BIN)/python tools/contract.py generate
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/serving.py $(ARGS)
