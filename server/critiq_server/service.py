@@ -131,6 +131,7 @@ class Service:
                 raise InvalidArgument(
                     f"ranking goes by one dimension, {len(target.dimensions)} were named", field="target.dimensions"
                 )
+            prompt = normalise(prompt, self.settings.limits.prompt_bytes)
             with self.registry.lease(target.model, target.version) as served:
                 judgement = _ranking_dimension(served, target, prompt)
             one = replace(target, dimensions=(judgement.dimension.name,))

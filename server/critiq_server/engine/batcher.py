@@ -71,6 +71,7 @@ class Batcher(Generic[Input, Output]):
     _batches_since_bulk: int = field(default=0, init=False)
     _rate: float = field(default=0.0, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    _closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -82,9 +83,11 @@ class Batcher(Generic[Input, Output]):
         Items of different buckets never share a batch. Cancelling the caller takes the item out of the queue.
 
         Raises:
-            TooBusy: the queue is full.
+            TooBusy: the queue is full, or the batcher is closed.
             DeadlineExceeded: the demand's deadline passed while the item was waiting.
         """
+        if self._closed:
+            raise _unloaded()
         if len(self._queue) >= self.max_queue:
             self._purge()
         if len(self._queue) >= self.max_queue:
@@ -111,9 +114,10 @@ class Batcher(Generic[Input, Output]):
 
     async def close(self) -> None:
         """Refuses what is still waiting and frees the threads once running batches have ended."""
+        self._closed = True
         for item in self._queue:
             if not item.future.done():
-                item.future.set_exception(TooBusy("the model was unloaded; try again", retry_after=0.1))
+                item.future.set_exception(_unloaded())
         self._queue.clear()
         await self._loop.run_in_executor(None, self._threads.shutdown)
 
@@ -184,6 +188,8 @@ class Batcher(Generic[Input, Output]):
         outputs: Sequence[Output | CritiqError]
         try:
             outputs = self.compute([item.input for item in batch])
+            if len(outputs) != len(batch):
+                raise RuntimeError(f"{len(batch)} inputs came out as {len(outputs)} outputs")
         except Exception as error:
             failure = error if isinstance(error, CritiqError) else _runtime_failure(self.name, error)
             outputs = [failure] * len(batch)
@@ -205,6 +211,10 @@ class Batcher(Generic[Input, Output]):
         self._rate = rate if self._rate == 0 else 0.8 * self._rate + 0.2 * rate
         self.on_batch(BatchReport(len(batch), [started - item.queued_at for item in batch], ended - started))
         self._pump()
+
+
+def _unloaded() -> TooBusy:
+    return TooBusy("the model was unloaded; try again", retry_after=0.1)
 
 
 def _runtime_failure(name: str, error: Exception) -> CritiqError:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from critiq.errors import CritiqError, InvalidArgument, TooLarge
 from critiq.types import ImageReport
-from critiq_server.images.colour import Colour, to_rgb
+from critiq_server.images.colour import Colour, Converted, to_rgb
 from critiq_server.images.headers import FIELD, Header, jpeg_scans, read_header
 from critiq_server.images.limits import ImageLimits
 from critiq_server.images.raw import decode_raw, raw_header
@@ -60,7 +60,8 @@ def decode(source: ImageSource, limits: ImageLimits, background: Colour = WHITE)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"the {header.format} file unpacks to too many pixels", field=FIELD) from error
     except Exception as error:  # decoders fail on a stranger's bytes in every way there is
-        reason = ascii(str(error))[1:-1][:120]
+        unknown = isinstance(error, UnidentifiedImageError)  # whose message shows an address
+        reason = "its header is unreadable" if unknown else ascii(str(error))[1:-1][:120]
         raise InvalidArgument(
             f"the {header.format} file is truncated or damaged ({reason or type(error).__name__}); send the whole file",
             field=FIELD,
@@ -69,15 +70,8 @@ def decode(source: ImageSource, limits: ImageLimits, background: Colour = WHITE)
 
 def _decode_file(source: EncodedImage, header: Header, limits: ImageLimits, background: Colour) -> Decoded:
     png = _PngDetails.read(source.data) if header.format == "PNG" else _PngDetails()
-    with Image.open(BytesIO(source.data), formats=(header.format,)) as image:
-        limits.check_size(*image.size, FIELD)
-        if header.format == "JPEG":
-            _check_scans(image, source.data, limits)
-        frames = getattr(image, "n_frames", 1)
-        image.load()
-        key = png.transparent(image)
-        orientation = _orientation(image)
-        converted = to_rgb(image, background, key)
+    # Pillow's copy of the picture is gone before another is made to turn it.
+    converted, orientation, frames = _load(source, header, limits, background, png)
     pixels = _upright(converted.pixels, orientation)
     report = ImageReport(
         header.format,
@@ -90,6 +84,20 @@ def _decode_file(source: EncodedImage, header: Header, limits: ImageLimits, back
         first_frame_only=frames > 1,
     )
     return Decoded(pixels, report)
+
+
+def _load(
+    source: EncodedImage, header: Header, limits: ImageLimits, background: Colour, png: _PngDetails
+) -> tuple[Converted, int, int]:
+    """RGB pixels as they lie in the file, EXIF orientation, number of frames."""
+    with Image.open(BytesIO(source.data), formats=(header.format,)) as image:
+        limits.check_size(*image.size, FIELD)
+        if header.format == "JPEG":
+            _check_scans(image, source.data, limits)
+        frames = getattr(image, "n_frames", 1)
+        image.load()
+        key = png.transparent(image)
+        return to_rgb(image, background, key), _orientation(image), frames
 
 
 @dataclass(frozen=True, slots=True)

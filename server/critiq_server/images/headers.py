@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 
-from PIL import Image, features
+from PIL import AvifImagePlugin, Image, features
 
 from critiq.errors import InvalidArgument
 
@@ -18,6 +18,9 @@ FIELD = "image.encoded"
 
 ACCEPTED = ("JPEG", "PNG", "WEBP") + (("AVIF",) if features.check("avif") else ())
 """Formats that are decoded, as Pillow calls them. AVIF only where Pillow was built with it."""
+
+# Pillow would start a thread a core for each AVIF file, while the server decodes as many files as it has cores.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+
+from critiq.types import ImageReport
+from critiq_server.images.colour import WHOLE_PIXELS
+from critiq_server.images.decode import decode
+from critiq_server.images.headers import ACCEPTED
+from critiq_server.images.limits import ImageLimits
+from critiq_server.images.source import Decoded, EncodedImage
 from tests.fixtures.images import (
     ADOBE_RGB,
     animation,
@@ -22,13 +29,6 @@ from tests.fixtures.images import (
     rgb_profile,
     srgb_profile,
 )
-
-from critiq.types import ImageReport
-from critiq_server.images.colour import WHOLE_PIXELS
-from critiq_server.images.decode import decode
-from critiq_server.images.headers import ACCEPTED
-from critiq_server.images.limits import ImageLimits
-from critiq_server.images.source import Decoded, EncodedImage
 
 LIMITS = ImageLimits()
 ROUGH = np.random.default_rng(5).integers(0, 256, (24, 40, 4), np.uint8)
@@ -93,6 +93,7 @@ def test_an_orientation_that_does_not_exist_is_ignored(orientation: int) -> None
     assert np.array_equal(result.pixels, np.asarray(photo()))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
 )
