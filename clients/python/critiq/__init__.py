@@ -1,0 +1,77 @@
+"""critiq scores AI-generated images: how good a picture looks and how well it matches its prompt.
+
+>>> import critiq
+>>> with critiq.Client("localhost:8001") as client:
+...     result = client.score("photo.jpg", prompt="a red bicycle against a wall")
+>>> result["visual_quality"].calibrated
+"""
+
+from critiq._requests import Item
+from critiq.async_client import AsyncClient
+from critiq.client import Client
+from critiq.errors import (
+    Cancelled,
+    CritiqError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    ModelNotLoaded,
+    NotFound,
+    PermissionDenied,
+    Stopping,
+    TooBusy,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+from critiq.images import ImageInput
+from critiq.types import (
+    CompareResult,
+    Dimension,
+    DimensionComparison,
+    ImageReport,
+    ItemResult,
+    Licence,
+    Model,
+    PromptReport,
+    RankedImage,
+    RankResult,
+    Score,
+    ScoreResult,
+    StageInfo,
+)
+
+__all__ = [
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "CompareResult",
+    "CritiqError",
+    "DeadlineExceeded",
+    "Dimension",
+    "DimensionComparison",
+    "FailedPrecondition",
+    "ImageInput",
+    "ImageReport",
+    "Internal",
+    "InvalidArgument",
+    "Item",
+    "ItemResult",
+    "Licence",
+    "Model",
+    "ModelNotLoaded",
+    "NotFound",
+    "PermissionDenied",
+    "PromptReport",
+    "RankResult",
+    "RankedImage",
+    "Score",
+    "ScoreResult",
+    "StageInfo",
+    "Stopping",
+    "TooBusy",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
+]

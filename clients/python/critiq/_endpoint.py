@@ -1,0 +1,58 @@
+"""Where a server is: the URL that a client is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from critiq.errors import InvalidArgument
+
+DEFAULT_URL = "localhost:8001"
+_GRPC_PORT = 8001
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """``target``: ``host:port`` for gRPC, the base URL for REST."""
+
+    target: str
+    grpc: bool
+    secure: bool
+    headers: Mapping[str, str]
+    ca_file: Path | None = None
+    """PEM certificates to trust instead of the system's."""
+
+
+def parse(url: str, headers: Mapping[str, str] | None, ca_file: str | Path | None) -> Endpoint:
+    """``host[:port]``, ``grpc://``, ``grpcs://`` and ``unix:`` mean gRPC, ``http://`` and ``https://`` REST.
+
+    Raises:
+        InvalidArgument: another scheme, no host, a port that is no number, or an unreadable ``ca_file``.
+    """
+    certificates = Path(ca_file) if ca_file is not None else None
+    if certificates is not None and not certificates.is_file():
+        raise InvalidArgument(f"no such file: {certificates}", field="ca_file")
+    names = {name.lower(): value for name, value in (headers or {}).items()}
+    if url.startswith("unix:"):
+        return Endpoint(url, True, False, names)
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "grpc", url
+    if scheme not in ("grpc", "grpcs", "http", "https"):
+        raise InvalidArgument(f"{url!r}: use host:port, grpc://, grpcs://, unix:, http:// or https://", field="url")
+    try:
+        parts = urlsplit(f"//{rest}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InvalidArgument(f"{url!r}: {error}", field="url") from error
+    if not host:
+        raise InvalidArgument(f"{url!r} has no host", field="url")
+    secure = scheme in ("grpcs", "https")
+    if scheme in ("http", "https"):
+        return Endpoint(f"{scheme}://{rest.rstrip('/')}", False, secure, names, certificates)
+    if parts.path.strip("/") or parts.query:
+        raise InvalidArgument(f"{url!r}: a gRPC address is only host and port", field="url")
+    address = f"[{host}]" if ":" in host else host
+    return Endpoint(f"{address}:{port or _GRPC_PORT}", True, secure, names, certificates)

@@ -1,0 +1,62 @@
+"""The command line: ``critiq serve | score | rank | compare | models``."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version as distribution_version
+from typing import Annotated
+
+import typer
+
+from critiq.cli import exits, models, rank, score, serve
+from critiq.errors import CritiqError
+
+app = typer.Typer(
+    name="critiq",
+    help="Scores AI-generated images: how good a picture looks and how well it matches its prompt.",
+    epilog=exits.HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command(epilog=exits.HELP)(score.score)
+app.command(epilog=exits.HELP)(rank.rank)
+app.command(epilog=exits.HELP)(rank.compare)
+app.command(epilog=exits.HELP)(models.models)
+# The server parses what follows, --help too.
+app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    serve.serve
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"critiq {distribution_version('critiq')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command in ``sys.argv`` and exits; an error is one line on stderr, never a traceback."""
+    try:
+        app()
+    except exits.UsageError as error:
+        exits.complain(str(error))
+        sys.exit(exits.BAD_INPUT)
+    except CritiqError as error:
+        exits.complain(str(error))
+        sys.exit(exits.code_of(error))
+    except OSError as error:  # of an output file; those of pictures are CritiqErrors
+        exits.complain(str(error))
+        sys.exit(exits.BAD_INPUT)
+    except KeyboardInterrupt:
+        exits.complain("interrupted")
+        sys.exit(exits.INTERRUPTED)

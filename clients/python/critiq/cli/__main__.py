@@ -1,0 +1,3 @@
+from critiq.cli import main
+
+main()
