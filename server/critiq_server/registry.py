@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
+
 from critiq import types
 from critiq.errors import FailedPrecondition, InvalidArgument, ModelNotLoaded, NotFound
-
 from critiq_server.bundles.manifest import Manifest
 from critiq_server.bundles.model import BrokenBundle, LoadedModel, load_model
 from critiq_server.bundles.repository import Bundle, find_bundles, version_order
 from critiq_server.engine.engine import ServedModel
 from critiq_server.runtime.onnx import ProviderUnavailable, RuntimeSettings
+from critiq_server.wording import quoted
 
 logger = structlog.get_logger("critiq")
 
@@ -151,11 +152,9 @@ class Registry:
     def describe(self, name: str = "", version: str = "") -> types.Model:
         """One version; by default what requests get, or the newest if none is loaded. Raises ``NotFound``."""
         name = name or self.default
-        if not version:
-            serving = self._serving(name)
-            version = next(reversed(serving or self._versions(name)))
-        entry = self._entry(name, version)
-        return _describe(entry, is_default=name == self.default)
+        newest = next(reversed(self._serving(name) or self._versions(name)))
+        entry = self._entry(name, version or newest)
+        return _describe(entry, is_default=name == self.default and entry.bundle.manifest.version == newest)
 
     def knows(self, name: str) -> bool:
         """Whether there is a model of that name, loaded or not."""
@@ -205,7 +204,7 @@ class Registry:
         versions = self._entries.get(name)
         if versions is None:
             known = ", ".join(self._entries) or "none"
-            raise NotFound(f"there is no model {name!r}; known models: {known}", field="target.model")
+            raise NotFound(f"there is no model {quoted(name)}; known models: {known}", field="target.model")
         return versions
 
     def _entry(self, name: str, version: str) -> _Entry:
@@ -213,7 +212,7 @@ class Registry:
         if version not in versions:
             known = ", ".join(versions)
             raise NotFound(
-                f"model {name!r} has no version {version!r}; known versions: {known}", field="target.version"
+                f"model {name!r} has no version {quoted(version)}; known versions: {known}", field="target.version"
             )
         return versions[version]
 

@@ -18,7 +18,6 @@ from critiq.errors import (
     TooBusy,
     TooLarge,
 )
-
 from critiq_server.engine.admission import Admission
 from critiq_server.engine.demand import Call, Priority
 from critiq_server.engine.engine import Engine, ServedModel
@@ -31,6 +30,7 @@ from critiq_server.scoring.judgement import Judgement
 from critiq_server.settings import Settings
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
+from critiq_server.wording import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Service:
 
     async def score(self, query: Query, timeout: float | None = None) -> types.ScoreResult:
         """Scores one picture."""
-        with self._observed("score", query.target.model), self._admitted([query]):
+        with self._observed("score", query.target.model, pictures=1), self._admitted([query]):
             return await self._within(timeout, query.priority, lambda call: self._score(query, call))
 
     async def score_batch(self, items: Sequence[Item], timeout: float | None = None) -> list[types.ItemResult]:
@@ -206,8 +206,11 @@ class Service:
         except CritiqError as error:
             code = error.code
             return types.ItemResult(item.id, error=error)
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
         except Exception as error:
-            fault = internal(f"item {item.id!r}", error)
+            fault = internal(f"item {quoted(item.id)}", error)
             code = fault.code
             return types.ItemResult(item.id, error=fault)
         finally:
@@ -242,7 +245,7 @@ class Service:
                 async for item in items:
                     if not item.id or item.id in under_way:
                         kind = "is used by an item under way" if item.id else "is empty"
-                        raise InvalidArgument(f"the id {item.id!r} {kind}; every item needs its own", field="id")
+                        raise InvalidArgument(f"the id {quoted(item.id)} {kind}; every item needs its own", field="id")
                     under_way.add(item.id)
                     tasks.create_task(self._stream_item(item, timeout, under_way, answers))
                     await window.acquire()
@@ -290,8 +293,11 @@ class Service:
             holding.__exit__(None, None, None)
 
     @contextmanager
-    def _observed(self, operation: str, model: str) -> Iterator[None]:
-        """Counts and times a call, and turns what is not a ``CritiqError`` into one, with the detail in the log."""
+    def _observed(self, operation: str, model: str, pictures: int = 0) -> Iterator[None]:
+        """Counts and times a call, and turns what is not a ``CritiqError`` into one, with the detail in the log.
+
+        ``pictures``: those to count with the call, where it does not count each by itself.
+        """
         started = perf_counter()
         code = "OK"
         try:
@@ -308,6 +314,8 @@ class Service:
         finally:
             self.metrics.requests.labels(operation, self._label(model), code).inc()
             self.metrics.latency.labels(operation).observe(perf_counter() - started)
+            if pictures:
+                self.metrics.items.labels(self._label(model), code).inc(pictures)
 
     def _label(self, model: str) -> str:
         """A model name that is safe as a label: callers can send anything."""
@@ -342,7 +350,7 @@ def _dimensions(served: ServedModel, target: Target, prompt: str) -> Sequence[Ju
         field = f"target.dimensions[{position}]"
         if name not in judgements:
             raise NotFound(
-                f"model {served.model.manifest.name!r} has no dimension {name!r}; it has {', '.join(judgements)}",
+                f"model {served.model.manifest.name!r} has no dimension {quoted(name)}; it has {', '.join(judgements)}",
                 field=field,
             )
         if name in target.dimensions[:position]:
@@ -404,7 +412,7 @@ def _check_unique(ids: Sequence[str]) -> None:
     for position, item in enumerate(ids):
         if item in seen:
             raise InvalidArgument(
-                f"the id {item!r} is used by items {seen[item]} and {position}; ids must be unique",
+                f"the id {quoted(item)} is used by items {seen[item]} and {position}; ids must be unique",
                 field=f"items[{position}].id",
             )
         seen[item] = position

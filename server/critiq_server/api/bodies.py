@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
 
 from critiq.errors import InvalidArgument
 from critiq.v1 import scoring_pb2
-from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, UploadFile
-from starlette.requests import Request
-
 from critiq_server.api import schemas, translate
 from critiq_server.engine.demand import Priority
 from critiq_server.images.source import EncodedImage, ImageSource
 from critiq_server.service import Item, Query, Target
+from critiq_server.wording import quoted
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
@@ -33,9 +36,9 @@ async def score_query(request: Request) -> Query:
     """JSON, multipart, protobuf, or the file itself with the rest in the URL's query."""
     kind = content_type(request)
     if kind.startswith(FILES):
-        fields = {name: ",".join(request.query_params.getlist(name)) for name in request.query_params}
-        _check_fields(fields, "the URL's query")
+        fields = _query_fields(request)
         return Query(EncodedImage(await request.body()), fields.get("prompt", ""), _target(fields), _priority(fields))
+    _check_no_query(request)
     if kind == PROTOBUF:
         return translate.query(translate.parse(scoring_pb2.ScoreRequest, await request.body()))
     if kind == JSON:
@@ -52,6 +55,7 @@ async def score_query(request: Request) -> Query:
 
 async def batch_items(request: Request) -> list[Item]:
     kind = content_type(request)
+    _check_no_query(request)
     if kind == PROTOBUF:
         message = translate.parse(scoring_pb2.ScoreBatchRequest, await request.body())
         return [translate.item(entry, str(position)) for position, entry in enumerate(message.items)]
@@ -79,6 +83,7 @@ async def batch_items(request: Request) -> list[Item]:
 async def rank_arguments(request: Request) -> dict[str, Any]:
     """Keyword arguments of ``Service.rank``."""
     kind = content_type(request)
+    _check_no_query(request)
     if kind == PROTOBUF:
         message = translate.parse(scoring_pb2.RankRequest, await request.body())
         return {
@@ -116,6 +121,7 @@ async def rank_arguments(request: Request) -> dict[str, Any]:
 
 async def compare_pair(request: Request) -> tuple[Query, Query]:
     kind = content_type(request)
+    _check_no_query(request)
     if kind == PROTOBUF:
         return translate.pair(translate.parse(scoring_pb2.CompareRequest, await request.body()))
     if kind == JSON:
@@ -151,16 +157,36 @@ async def _json(request: Request, kind: type[B]) -> B:
         problem = error.errors(include_input=False, include_url=False)[0]
         field = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in problem["loc"]))
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise InvalidArgument(f"{problem['msg']}{more}", field=field) from error
+        raise InvalidArgument(f"{problem['msg']}{more}", field=field[:200]) from error
 
 
 async def _form(request: Request, kind: str) -> FormData:
     if kind != MULTIPART:
         accepted = f"{JSON}, {MULTIPART}, {PROTOBUF}, or a single picture's own type (/v1/score)"
         raise InvalidArgument(
-            f"cannot read a body of type {kind or '(none)'!r}; accepted: {accepted}", field="Content-Type"
+            f"cannot read a body of type {quoted(kind or '(none)')}; accepted: {accepted}", field="Content-Type"
         )
-    return await request.form(max_files=10_000, max_fields=10_000)
+    # Starlette takes text that is not UTF-8 for Latin-1, in silence. Latin-1 keeps the bytes, so they are judged below.
+    headers = Headers({"content-type": request.headers["content-type"] + "; charset=latin-1"})
+    # The body's size is limited already, and the prompt's has a limit of its own with a clearer message.
+    parser = MultiPartParser(headers, request.stream(), max_files=10_000, max_fields=10_000, max_part_size=2**40)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidArgument(f"the form cannot be read: {error.message}", field="body") from error
+    return FormData(
+        [(name, _utf8(value, name) if isinstance(value, str) else value) for name, value in form.multi_items()]
+    )
+
+
+def _utf8(text: str, field: str) -> str:
+    try:
+        return text.encode("latin-1").decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(
+            f"the form's {field[:60]!r} is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})",
+            field=field[:60],
+        ) from error
 
 
 async def _files(form: FormData, name: str) -> list[ImageSource]:
@@ -170,6 +196,30 @@ async def _files(form: FormData, name: str) -> list[ImageSource]:
             raise InvalidArgument(f"the form's {name!r} must be a file", field=name)
         files.append(EncodedImage(await value.read()))
     return files
+
+
+def _query_fields(request: Request) -> dict[str, str]:
+    """What stands in the URL beside a picture file."""
+    try:
+        text = request.scope["query_string"].decode("ascii")
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=1000)
+    except ValueError as error:
+        raise InvalidArgument(
+            f"the URL's query is not percent-encoded UTF-8 text: {error}", field="URL query"
+        ) from error
+    fields: dict[str, str] = {}
+    for name, value in pairs:
+        fields[name] = f"{fields[name]},{value}" if name in fields else value
+    _check_fields(fields, "the URL's query")
+    return fields
+
+
+def _check_no_query(request: Request) -> None:
+    """A prompt in the URL of a body that has fields of its own would be ignored: better to say so."""
+    if request.url.query:
+        raise InvalidArgument(
+            "put the fields into the body; the URL's query is read only beside a picture file", field="URL query"
+        )
 
 
 def _fields(form: FormData) -> dict[str, str]:

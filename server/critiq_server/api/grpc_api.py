@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-from critiq import wire
-from critiq.errors import CritiqError, TooLarge
-from critiq.v1 import models_pb2, scoring_pb2
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from critiq import wire
+from critiq.errors import CritiqError, TooLarge
+from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import translate
 from critiq_server.service import Item, Service
 from critiq_server.telemetry.faults import internal

@@ -8,21 +8,24 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import orjson
-from critiq import types, wire
-from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, TooLarge
-from critiq.v1 import models_pb2, scoring_pb2
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from google.protobuf.message import Message
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
+from critiq import types, wire
+from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, TooLarge
+from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import bodies, schemas
 from critiq_server.service import Item, Service
 from critiq_server.telemetry.faults import internal
 
 T = TypeVar("T")
+
+_REFERENCE = "#/components/schemas/{model}"
 
 DESCRIPTION = """Scores AI-generated images. Bodies are JSON, multipart forms, protobuf messages of the gRPC contract
 (`application/x-protobuf`), or for `/v1/score` the picture file itself with the rest in the query. The header
@@ -37,6 +40,7 @@ def rest_app(service: Service, is_ready: Callable[[], bool]) -> FastAPI:
     _add_models(app, service)
     _add_health(app, is_ready)
     _add_errors(app)
+    _describe_bodies(app)
     return app
 
 
@@ -125,6 +129,7 @@ def _add_errors(app: FastAPI) -> None:
         kind = BY_HTTP_STATUS.get(error.status_code, InvalidArgument)
         response = _error(request, kind(f"{error.detail} ({request.method} {request.url.path[:200]}; see /docs)"))
         response.status_code = error.status_code
+        response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(Exception)
@@ -144,13 +149,25 @@ def _operation(
     responses: dict[int, Any] = {200: {"model": answer} if answer is not None else {}, **errors}
     operation: dict[str, Any] = {"summary": summary, "responses": responses, "response_model": None}
     if body is not None:
-        content: dict[str, Any] = {
-            bodies.JSON: {"schema": body.model_json_schema(ref_template="#/components/schemas/{model}")}
-        }
+        content: dict[str, Any] = {bodies.JSON: {"schema": {"$ref": _REFERENCE.format(model=body.__name__)}}}
         if files:
             content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
         operation["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
     return operation
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Adds the request bodies to the OpenAPI document: FastAPI knows only those that it reads itself."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        kinds = (schemas.ScoreJson, schemas.BatchJson, schemas.RankJson, schemas.CompareJson)
+        _, found = models_json_schema([(kind, "validation") for kind in kinds], ref_template=_REFERENCE)
+        document["components"]["schemas"].update(found["$defs"])
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _answer(request: Request, value: T, to_proto: Callable[[T], Message]) -> Response:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import binascii
 from typing import Literal
 
-from critiq import types
-from critiq.errors import CritiqError, InvalidArgument
 from pydantic import BaseModel, ConfigDict, Field
 
+from critiq import types
+from critiq.errors import CritiqError, InvalidArgument
 from critiq_server.engine.demand import Priority
 from critiq_server.images.source import EncodedImage, ImageSource, RawImage
 from critiq_server.service import Item, Query, Target

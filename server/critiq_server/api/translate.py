@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+from google.protobuf.message import DecodeError, Message
 
 from critiq.errors import CritiqError, InvalidArgument
 from critiq.v1 import scoring_pb2
-from google.protobuf.message import DecodeError, Message
-
 from critiq_server.engine.demand import Priority
 from critiq_server.images.source import EncodedImage, ImageSource, RawImage
 from critiq_server.service import Item, Query, Target
 
 M = TypeVar("M", bound=Message)
+
+_DTYPES: Mapping[int, str] = {0: "uint8", 1: "uint8", 2: "float32"}
+_LAYOUTS: Mapping[int, str] = {0: "hwc", 1: "hwc", 2: "chw"}
 
 
 def parse(kind: type[M], data: bytes) -> M:
@@ -49,9 +53,9 @@ def image(message: scoring_pb2.Image) -> ImageSource:
         return EncodedImage(message.encoded)
     if kind == "raw":
         raw = message.raw
-        is_float = raw.dtype == scoring_pb2.RawImage.DTYPE_FLOAT32
-        is_chw = raw.layout == scoring_pb2.RawImage.LAYOUT_CHW
-        return RawImage(raw.data, tuple(raw.shape), "float32" if is_float else "uint8", "chw" if is_chw else "hwc")
+        # Numbers of a later contract go on as they are: decoding refuses them by name.
+        dtype, layout = _DTYPES.get(raw.dtype, str(raw.dtype)), _LAYOUTS.get(raw.layout, str(raw.layout))
+        return RawImage(raw.data, tuple(raw.shape), cast(Any, dtype), cast(Any, layout))
     raise InvalidArgument("there is no picture; set image.encoded or image.raw", field="image")
 
 

@@ -18,11 +18,12 @@ GOLDEN_FILE = "golden.npz"
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Filter = Literal["bilinear", "bicubic", "lanczos", "box"]
+Filter = Literal["bilinear", "bicubic", "lanczos", "box", "opencv_cubic"]
+"""Pillow's antialiased filters; ``opencv_cubic`` is OpenCV's ``INTER_CUBIC``, which does not antialias."""
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ResizeView(_Strict):
@@ -60,7 +61,28 @@ class CropsView(_Strict):
         return self
 
 
-View = Annotated[ResizeView | CropsView, Field(discriminator="kind")]
+class FiveCropsView(_Strict):
+    """The four corners and the middle of the picture: uint8 ``[5, height, width, 3]``.
+
+    In this order: top left, top right, bottom left, bottom right, middle. Before cutting, the picture is resized, keeping
+    its aspect ratio, only if its shorter side is outside ``[shorter_min, shorter_max]``.
+    """
+
+    kind: Literal["five_crops"] = "five_crops"
+    height: int = Field(gt=0, le=4096)
+    width: int = Field(gt=0, le=4096)
+    shorter_min: int = Field(gt=0)
+    shorter_max: int = Field(gt=0)
+    filter: Filter = "bicubic"
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> Self:
+        if not max(self.height, self.width) <= self.shorter_min <= self.shorter_max:
+            raise ValueError("crops need max(height, width) <= shorter_min <= shorter_max")
+        return self
+
+
+View = Annotated[ResizeView | CropsView | FiveCropsView, Field(discriminator="kind")]
 
 
 class ImageInput(_Strict):

@@ -20,13 +20,14 @@ from critiq_server.bundles.manifest import (
     PromptInput,
     Stage,
     StageInput,
+    Tokenizer,
     View,
 )
 from critiq_server.features.keys import Key, stage_digest
 from critiq_server.images.views import apply_view
 from critiq_server.prompts import PromptTokenizer
 from critiq_server.runtime.base import Runtime
-from critiq_server.runtime.onnx import OnnxRuntime, RuntimeSettings
+from critiq_server.runtime.onnx import OnnxRuntime, ProviderUnavailable, RuntimeSettings
 from critiq_server.runtime.simulated import SimulatedAccelerator
 from critiq_server.scoring.judgement import Judgement
 
@@ -112,11 +113,16 @@ def load_model(directory: Path, settings: RuntimeSettings) -> LoadedModel:
     """
     manifest = read_manifest(directory)
     verify_files(directory, manifest)
-    tokenizers = {name: PromptTokenizer(directory / entry.file, entry) for name, entry in manifest.tokenizers.items()}
+    tokenizers = {name: _load_tokenizer(directory, entry) for name, entry in manifest.tokenizers.items()}
     stages = {stage.name: _load_stage(directory, manifest, stage, settings) for stage in manifest.stages}
     model = LoadedModel(manifest, stages, tokenizers)
     if (directory / GOLDEN_FILE).exists():
-        replay_golden(model, directory / GOLDEN_FILE)
+        try:
+            replay_golden(model, directory / GOLDEN_FILE)
+        except BrokenBundle:
+            raise
+        except Exception as error:  # a graph or a record can be wrong in any way; none of them may be served
+            raise BrokenBundle(f"{GOLDEN_FILE} cannot be replayed: {type(error).__name__}: {error}") from error
     return model
 
 
@@ -148,6 +154,13 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
             )
 
 
+def _load_tokenizer(directory: Path, rules: Tokenizer) -> PromptTokenizer:
+    try:
+        return PromptTokenizer(directory / rules.file, rules)
+    except Exception as error:  # the library raises bare ones
+        raise BrokenBundle(f"{rules.file}: {error}") from error
+
+
 def _load_stage(directory: Path, manifest: Manifest, stage: Stage, settings: RuntimeSettings) -> LoadedStage:
     runtime: Runtime
     if stage.simulated is not None:
@@ -156,8 +169,10 @@ def _load_stage(directory: Path, manifest: Manifest, stage: Stage, settings: Run
         assert stage.graph is not None  # noqa: S101 - the manifest's validator saw to it
         try:
             runtime = OnnxRuntime(directory / stage.graph, settings, stage.outputs)
-        except ValueError as error:
-            raise BrokenBundle(f"stage {stage.name!r}: {error}") from error
+        except ProviderUnavailable:
+            raise
+        except Exception as error:  # onnxruntime has an exception of its own for everything
+            raise BrokenBundle(f"stage {stage.name!r}: {stage.graph}: {error}") from error
         if runtime.input_names != stage.inputs.keys():
             raise BrokenBundle(
                 f"stage {stage.name!r}: {stage.graph} takes {sorted(runtime.input_names)}, "
@@ -194,6 +209,11 @@ def replay_golden(model: LoadedModel, path: Path) -> None:
         prompts = [str(prompt) for prompt in golden["prompts"]]
         dimensions = [str(name) for name in golden["dimensions"]]
         expected = golden["expected"]
+    if not images or expected.shape != (len(images), len(dimensions)):
+        raise BrokenBundle(
+            f"{GOLDEN_FILE} has {len(images)} pictures and {len(dimensions)} dimensions, but values of shape "
+            f"{expected.shape}"
+        )
     for count in {len(images), 1}:
         actual = compute_raw(model, images[:count], prompts[:count], dimensions)
         for column, name in enumerate(dimensions):

@@ -47,9 +47,10 @@ def find_bundles(roots: Iterable[Path]) -> dict[str, dict[str, Bundle]]:
 
 
 def version_order(version: str) -> tuple[tuple[int, int | str], ...]:
-    """Sorts versions as people read them: 2 before 10, 1.9 before 1.10."""
+    """Sorts versions as people read them: 2 before 10, 1.9 before 1.10, 1.0-rc1 before 1.0."""
     parts = re.findall(r"\d+|[a-z]+", version)
-    return tuple((1, int(part)) if part.isdigit() else (0, part) for part in parts)
+    # The end stands after a word and before a number.
+    return (*((1, int(part)) if part.isdigit() else (0, part) for part in parts), (1, -1))
 
 
 def _directories(root: Path) -> Iterable[Path]:

@@ -31,7 +31,7 @@ class Admission:
         self._rate = 0.0
         self._answered_at = time.monotonic()
         self._closed = False
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: deque[tuple[asyncio.Future[None], int]] = deque()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -59,10 +59,18 @@ class Admission:
             self._answered(items)
 
     async def room(self, size: int) -> None:
-        """Waits, first come first served, until a picture of ``size`` bytes has room: for callers that can be slowed."""
+        """Waits until a picture of ``size`` bytes has room: for callers that can be slowed down.
+
+        Those who wait are woken in the order in which they came.
+        """
+        waited = False
         while not self._closed and not self._has_room(1, size):
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if waited:  # Somebody else was quicker: the place at the head of the queue stays.
+                self._waiters.appendleft((waiter, size))
+            else:
+                self._waiters.append((waiter, size))
+            waited = True
             try:
                 await waiter
             except asyncio.CancelledError:
@@ -72,15 +80,17 @@ class Admission:
     def close(self) -> None:
         """Takes no new work from now on."""
         self._closed = True
-        while self._waiters:
-            self._wake()
+        self._wake()
 
     async def drained(self) -> None:
         """Returns once everything that was accepted is answered."""
         await self._idle.wait()
 
     def _has_room(self, items: int, size: int) -> bool:
-        return self.items + items <= self._max_items and (self.items == 0 or self.bytes + size <= self._max_bytes)
+        return self._fits(self.items, self.bytes, items, size)
+
+    def _fits(self, held: int, held_size: int, items: int, size: int) -> bool:
+        return held + items <= self._max_items and (held == 0 or held_size + size <= self._max_bytes)
 
     def _change(self, items: int, size: int) -> None:
         self.items += items
@@ -94,11 +104,16 @@ class Admission:
             self._wake()
 
     def _wake(self) -> None:
+        """Wakes as many from the head of the queue as there is room for; all of them once closed."""
+        held, held_size = self.items, self.bytes
         while self._waiters:
-            waiter = self._waiters.popleft()
+            waiter, size = self._waiters[0]
             if not waiter.done():
+                if not self._closed and not self._fits(held, held_size, 1, size):
+                    return
                 waiter.set_result(None)
-                return
+                held, held_size = held + 1, held_size + size
+            self._waiters.popleft()
 
     def _answered(self, items: int) -> None:
         now = time.monotonic()

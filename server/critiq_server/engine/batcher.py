@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from critiq.errors import CritiqError, DeadlineExceeded, TooBusy
-
 from critiq_server.engine.demand import Demand, Priority
 
 Input = TypeVar("Input")

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from critiq.errors import CritiqError
-from critiq.types import PromptReport
 from numpy.typing import NDArray
 
+from critiq.errors import CritiqError
+from critiq.types import PromptReport
 from critiq_server.bundles.manifest import ImageInput, PromptInput
 from critiq_server.bundles.model import LoadedModel, LoadedStage
 from critiq_server.engine.batcher import Batcher

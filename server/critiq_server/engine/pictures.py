@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-from critiq.types import ImageReport
 from numpy.typing import NDArray
 
+from critiq.types import ImageReport
 from critiq_server.bundles.manifest import View
 from critiq_server.engine.demand import Demand
 from critiq_server.engine.flights import Flights
@@ -98,24 +98,26 @@ class Picture:
         self._file = encoded_key(source.data) if isinstance(source, EncodedImage) else None
         self._developed: _Developed | None = None
         self._report: ImageReport | None = None
+        self._views: frozenset[View] = frozenset()
 
     async def identify(self, views: Iterable[View], demand: Demand) -> Key:
-        """The key of the decoded pixels. A picture that must be decoded for it is seen through ``views`` on the way.
+        """The key of the decoded pixels. When the picture is decoded, now or later, it is seen through all ``views``.
 
         Raises ``InvalidArgument`` if the picture cannot be decoded.
         """
+        self._views = frozenset(views)
         known = self._darkroom.recall(self._file) if self._file is not None else None
         if known is not None:
             key, self._report = known
             return key
-        return (await self._develop(frozenset(views), demand)).key
+        return (await self._develop(self._views, demand)).key
 
     async def view(self, view: View, demand: Demand) -> NDArray[np.uint8]:
         """What ``view`` shows of the picture: uint8, shape as the view says."""
         developed = self._developed
         if developed is None or view not in developed.views:
-            known = frozenset(developed.views) if developed else frozenset()
-            developed = await self._develop(known | {view}, demand)
+            self._views |= {view}
+            developed = await self._develop(self._views, demand)
         return developed.views[view]
 
     @property

@@ -1,7 +1,7 @@
 """Pixels -> what a stage reads: a resized picture or a grid of windows.
 
-Every step is Pillow's antialiased resampling or a plain copy, so a view of the same pixels is the same on every call;
-the geometry is whole pixels, decided by the functions at the end of this page alone.
+Every step is Pillow's antialiased resampling, OpenCV's cubic one (by our own code) or a plain copy, so a view of the same
+pixels is the same on every call; the geometry is whole pixels, decided by the functions at the end of this page alone.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from critiq_server.bundles.manifest import CropsView, Filter, ResizeView
+from critiq_server.bundles.manifest import CropsView, Filter, FiveCropsView, ResizeView
+from critiq_server.images.cubic import resize_cubic
 from critiq_server.images.source import Pixels
 
-FILTERS: dict[Filter, Image.Resampling] = {
+PILLOW_FILTERS: dict[Filter, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
@@ -26,14 +27,15 @@ Size = tuple[int, int]
 """``(height, width)`` in pixels."""
 
 
-def apply_view(pixels: Pixels, view: ResizeView | CropsView) -> NDArray[np.uint8]:
+def apply_view(pixels: Pixels, view: ResizeView | CropsView | FiveCropsView) -> NDArray[np.uint8]:
     """``pixels`` (RGB uint8 ``[height, width, 3]``) as ``view`` shows them.
 
     Returns C-contiguous uint8: ``[view.height, view.width, 3]`` for a :class:`ResizeView`, and
-    ``[view.rows * view.columns, view.height, view.width, 3]``, row by row, for a :class:`CropsView`. The result may be
-    read-only, and is ``pixels`` itself where the view changes nothing. Raises nothing for a picture of at least 1 x 1.
+    ``[view.rows * view.columns, view.height, view.width, 3]``, row by row, for a :class:`CropsView`; see
+    :class:`FiveCropsView` for its. The result may be read-only, and is ``pixels`` itself where the view changes nothing.
+    Raises nothing for a picture of at least 1 x 1.
     """
-    if isinstance(view, CropsView):
+    if isinstance(view, CropsView | FiveCropsView):
         return _crops(pixels, view)
     if view.fit == "crop":
         return _resized_middle(pixels, view)
@@ -42,18 +44,15 @@ def apply_view(pixels: Pixels, view: ResizeView | CropsView) -> NDArray[np.uint8
     return np.ascontiguousarray(_resized(pixels, (view.height, view.width), view.filter))
 
 
-def resizes(view: ResizeView | CropsView, height: int, width: int) -> bool:
+def resizes(view: ResizeView | CropsView | FiveCropsView, height: int, width: int) -> bool:
     """Whether ``view`` shows a picture of ``height`` x ``width`` pixels at another resolution than its own."""
     return _scaled_size(view, (height, width)) != (height, width)
 
 
-def _crops(pixels: Pixels, view: CropsView) -> NDArray[np.uint8]:
+def _crops(pixels: Pixels, view: CropsView | FiveCropsView) -> NDArray[np.uint8]:
     scaled = _resized(pixels, _scaled_size(view, _size(pixels)), view.filter)
-    height, width = _size(scaled)
-    windows = np.empty((view.rows * view.columns, view.height, view.width, 3), np.uint8)
-    corners = [
-        (top, left) for top in _grid(height, view.height, view.rows) for left in _grid(width, view.width, view.columns)
-    ]
+    corners = _corners(view, *_size(scaled))
+    windows = np.empty((len(corners), view.height, view.width, 3), np.uint8)
     for window, (top, left) in zip(windows, corners, strict=True):
         window[...] = scaled[top : top + view.height, left : left + view.width]
     return windows
@@ -80,13 +79,15 @@ def _padded(pixels: Pixels, view: ResizeView) -> Pixels:
 def _resized(pixels: Pixels, size: Size, name: Filter) -> Pixels:
     if size == _size(pixels):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), FILTERS[name]))
+    if name == "opencv_cubic":
+        return resize_cubic(pixels, *size)
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), PILLOW_FILTERS[name]))
 
 
-def _scaled_size(view: ResizeView | CropsView, size: Size) -> Size:
+def _scaled_size(view: ResizeView | CropsView | FiveCropsView, size: Size) -> Size:
     """Size of the whole picture when it has the resolution at which ``view`` shows it."""
     height, width = size
-    if isinstance(view, CropsView):
+    if isinstance(view, CropsView | FiveCropsView):
         shorter = min(size)
         target = min(max(shorter, view.shorter_min), view.shorter_max)
         return _times(height, target, shorter), _times(width, target, shorter)
@@ -101,6 +102,16 @@ def _scaled_size(view: ResizeView | CropsView, size: Size) -> Size:
     if narrower:
         return view.height, max(1, _times(width, view.height, height))
     return max(1, _times(height, view.width, width)), view.width
+
+
+def _corners(view: CropsView | FiveCropsView, height: int, width: int) -> list[Size]:
+    """Top and left of each window on a picture of ``height`` x ``width``."""
+    if isinstance(view, FiveCropsView):
+        bottom, right = height - view.height, width - view.width
+        middle = (_middle(height, view.height), _middle(width, view.width))
+        return [(0, 0), (0, right), (bottom, 0), (bottom, right), middle]
+    tops, lefts = _grid(height, view.height, view.rows), _grid(width, view.width, view.columns)
+    return [(top, left) for top in tops for left in lefts]
 
 
 def _times(length: int, numerator: int, denominator: int) -> int:

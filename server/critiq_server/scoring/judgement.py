@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from critiq.errors import Internal
 from critiq.types import Score
-
 from critiq_server.bundles.manifest import Dimension
 
 CALIBRATED_DECIMALS = 4

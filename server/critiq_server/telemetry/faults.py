@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 
 import structlog
+
 from critiq.errors import Internal
 
 logger = structlog.get_logger("critiq")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from critiq.errors import CritiqError
-
 from critiq_server.engine.batcher import Batcher
 from critiq_server.engine.demand import Call, Priority
 from tests.support.waiting import until

@@ -5,8 +5,8 @@ import threading
 from typing import Any
 
 import pytest
-from critiq.errors import CritiqError, DeadlineExceeded, Internal, InvalidArgument, TooBusy
 
+from critiq.errors import CritiqError, DeadlineExceeded, Internal, InvalidArgument, TooBusy
 from critiq_server.engine.batcher import BULK_TURN, Batcher, BatchReport
 from critiq_server.engine.demand import Call, Priority
 from tests.server.engine.devices import Device, expired, in_an_hour, occupied, queued, submit

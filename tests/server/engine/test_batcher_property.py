@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from critiq.errors import CritiqError, DeadlineExceeded, Internal, InvalidArgument, TooBusy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from critiq.errors import CritiqError, DeadlineExceeded, Internal, InvalidArgument, TooBusy
 from critiq_server.engine.batcher import Batcher
 from critiq_server.engine.demand import Call, Priority
 

@@ -87,7 +87,8 @@ class ScoringServicer(object):
     def ScoreStream(self, request_iterator, context):
         """Scores pictures as they come and answers each as soon as it is ready, so answers may overtake each other: match them
         by `id`. Each answer has its own status. The server takes no more from the stream while too many of its items are
-        under way, so a caller that sends faster than the model computes is slowed down, not refused.
+        under way, so a caller that sends faster than the model computes is slowed down, not refused. Each item has the
+        server's default time (`limits.timeout_seconds`) from when it was taken, or what is left of the stream's deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,16 @@
+"""Waiting for something to become true, without guessing how long it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Returns as soon as ``condition()`` holds, letting the event loop run; fails after ``seconds``."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > limit:
+            raise AssertionError(f"did not come true within {seconds} s")
+        await asyncio.sleep(0.001)
