@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -20,10 +21,12 @@ from critiq_server.bundles.model import LoadedModel
 from critiq_server.bundles.repository import BUILTIN
 from critiq_server.engine.admission import Admission
 from critiq_server.engine.batcher import Batcher, BatchReport
-from critiq_server.engine.engine import Engine, ServedModel, StageBatcher, compute_batch
+from critiq_server.engine.engine import Engine, ServedModel, StageBatcher, batch_limit, compute_batch
 from critiq_server.engine.pictures import Darkroom
+from critiq_server.engine.workers import Workers
 from critiq_server.features.memory import MemoryStore
 from critiq_server.registry import Registry
+from critiq_server.runtime.onnx import CPU, usable_cores
 from critiq_server.service import Service
 from critiq_server.settings import Settings
 from critiq_server.telemetry.metrics import Metrics
@@ -75,7 +78,7 @@ class App:
         await asyncio.gather(self._grpc.server.stop(1.0), *self._serving, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.service.registry.close(), 5.0)
-        self._darkroom.close()
+        self._workers.close()
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
 
@@ -91,12 +94,17 @@ class App:
                 counter = lookups[stage, hit] = metrics.lookups.labels(stage, "hit" if hit else "miss")
             counter.inc()
 
-        def on_load(items: int, size: int) -> None:
-            metrics.in_flight.set(items)
-            metrics.in_flight_bytes.set(size)
-
-        admission = Admission(settings.limits.in_flight, settings.limits.in_flight_bytes, on_load)
-        self._darkroom = Darkroom(settings.limits.image, settings.engine.background, metrics.decode.observe)
+        admission = Admission(settings.limits.in_flight, settings.limits.in_flight_bytes)
+        metrics.in_flight.set_function(lambda: admission.items)
+        metrics.in_flight_bytes.set_function(lambda: admission.bytes)
+        self._workers = Workers(usable_cores(), "cpu")
+        darkroom = Darkroom(
+            settings.limits.image,
+            settings.engine.background,
+            metrics.decode.observe,
+            self._workers,
+            settings.limits.in_flight,
+        )
         registry = Registry(
             [*settings.models.directories, BUILTIN],
             settings.models.default,
@@ -105,7 +113,7 @@ class App:
             self._on_model_change,
         )
         engine = Engine(store, on_lookup)
-        return Service(settings, registry, engine, self._darkroom, admission, metrics)
+        return Service(settings, registry, engine, darkroom, admission, metrics)
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:
         """Puts a batcher in front of each stage."""
@@ -124,13 +132,14 @@ class App:
 
             batchers[stage_name] = Batcher(
                 compute=partial(compute_batch, stage),
-                max_batch=min(stage.spec.max_batch, settings.engine.max_batch or stage.spec.max_batch),
+                max_batch=batch_limit(stage, settings.engine.max_batch),
                 max_queue=settings.limits.in_flight,
                 workers=stage.runtime.concurrency,
                 max_delay=settings.engine.max_delay_ms / 1000,
                 on_batch=on_batch,
                 on_drop=metrics.dropped.labels(name, stage_name).inc,
                 name=stage_name,
+                pool=self._workers if stage.runtime.provider == CPU else None,
             )
         return ServedModel(model, batchers)
 
@@ -230,7 +239,7 @@ async def serve(settings: Settings) -> None:
     again = asyncio.create_task(stopping.wait())
     await asyncio.wait((stop, again), return_when=asyncio.FIRST_COMPLETED)
     if not stop.done():
-        logger.warning("stopping at once")
-        stop.cancel()
-        await app.stop(grace=0)
+        logger.warning("stopping at once", left=app.service.admission.items)
+        # Not by way of the interpreter's exit, which would wait for the batch that a device is computing.
+        os._exit(1)
     again.cancel()

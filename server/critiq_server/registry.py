@@ -93,6 +93,10 @@ class Registry:
             manifest = entry.bundle.manifest
             try:
                 loaded = await asyncio.to_thread(load_model, entry.bundle.directory, self._runtime)
+                if (loaded.manifest.name, loaded.manifest.version) != (manifest.name, manifest.version):
+                    raise BrokenBundle(
+                        f"its directory now holds {loaded.manifest.name!r} version {loaded.manifest.version!r}"
+                    )
             except (BrokenBundle, ProviderUnavailable) as error:
                 entry.state = "failed" if old is None else "ready"
                 entry.reason = str(error)
@@ -100,6 +104,9 @@ class Registry:
                 raise FailedPrecondition(
                     f"model {manifest.name!r} version {manifest.version!r} was refused: {error}", field="name"
                 ) from error
+            except BaseException:  # the caller has gone, or a fault: it is not being loaded any more
+                entry.state = "available" if old is None else "ready"
+                raise
             entry.bundle = Bundle(entry.bundle.directory, loaded.manifest)
             entry.tenure, entry.state, entry.reason = _Tenure(self._serve(loaded)), "ready", ""
             self.default = self.default or manifest.name
@@ -126,7 +133,8 @@ class Registry:
             tenure, entry.tenure, entry.state = entry.tenure, None, "available"
             if tenure is not None:
                 self.on_change(name, entry.bundle.manifest.version, False)
-                await self._vacate(tenure)
+                # A task of its own: it ends although the caller may leave.
+                await asyncio.shield(self._retire(tenure))
 
     @contextmanager
     def lease(self, name: str = "", version: str = "") -> Iterator[ServedModel]:
@@ -170,10 +178,11 @@ class Registry:
         tenures = [entry.tenure for versions in self._entries.values() for entry in versions.values() if entry.tenure]
         await asyncio.gather(*(self._vacate(tenure) for tenure in tenures), *self._closing)
 
-    def _retire(self, tenure: _Tenure) -> None:
+    def _retire(self, tenure: _Tenure) -> asyncio.Task[None]:
         task = asyncio.create_task(self._vacate(tenure))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        return task
 
     async def _vacate(self, tenure: _Tenure) -> None:
         while tenure.leases:

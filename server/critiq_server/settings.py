@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +79,11 @@ class EngineSettings(_Section):
         le=1000,
         description="How long an incomplete batch may wait for company although the runtime is idle.",
     )
-    max_batch: int = Field(0, ge=0, description="Upper limit on every stage's batch. 0: what the bundle says.")
+    max_batch: int = Field(
+        0,
+        ge=0,
+        description="Upper limit on every stage's batch. 0: what the bundle says, and on a CPU what its cache holds.",
+    )
     store_mb: int = Field(256, ge=0, description="Memory for stored stage outputs, in MiB. 0: store nothing.")
     background: tuple[int, int, int] = Field(
         (255, 255, 255), description="Colour (red, green, blue, 0..255) behind transparent pictures."
@@ -136,12 +141,25 @@ def load_settings(config: Path | None = None, flags: dict[str, Any] | None = Non
     Raises:
         FileNotFoundError: there is no such file.
         pydantic.ValidationError: a value is wrong.
+        ValueError: the file is no mapping, or a variable of the environment names no section.
     """
     global _config_file  # noqa: PLW0603 - pydantic-settings takes its sources from the class
     if config is not None and not config.is_file():
         raise FileNotFoundError(f"there is no configuration file {config}")
+    if config is not None and not isinstance(yaml.safe_load(config.read_bytes()) or {}, dict):
+        raise ValueError(f"{config} holds no settings; it needs sections such as server: and limits:")
+    _check_environment()
     _config_file = config
     return Settings(**(flags or {}))
+
+
+def _check_environment() -> None:
+    """A misspelt section would be ignored: pydantic-settings looks only for the names that it knows."""
+    for name in os.environ:
+        section, _, setting = name.upper().removeprefix("CRITIQ_").partition("__")
+        if name.upper().startswith("CRITIQ_") and setting and section.lower() not in Settings.model_fields:
+            known = ", ".join(Settings.model_fields)
+            raise ValueError(f"the environment variable {name} names no section of the settings; known: {known}")
 
 
 def print_settings(settings: Settings) -> str:

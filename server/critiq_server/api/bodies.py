@@ -69,7 +69,7 @@ async def batch_items(request: Request) -> list[Item]:
         prompts *= len(images)
     if prompts and len(prompts) != len(images):
         raise InvalidArgument(
-            f"the form has {len(images)} pictures and {len(prompts)} prompts; send one prompt for all, one each, or none",
+            f"the form has {len(images)} pictures and {len(prompts)} prompts; send one for all, one each, or none",
             field="prompt",
         )
     fields = _fields(form)

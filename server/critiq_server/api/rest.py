@@ -13,11 +13,12 @@ from fastapi.responses import StreamingResponse
 from google.protobuf.message import Message
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
 from critiq import types, wire
-from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, TooLarge
+from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, Stopping, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import bodies, schemas
 from critiq_server.service import Item, Service
@@ -124,6 +125,10 @@ def _add_errors(app: FastAPI) -> None:
     async def known(request: Request, error: CritiqError) -> Response:
         return _error(request, error)
 
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return _error(request, Cancelled("the caller disconnected"))
+
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         kind = BY_HTTP_STATUS.get(error.status_code, InvalidArgument)
@@ -227,6 +232,8 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         if not task.done():
             raise Cancelled("the caller disconnected")
         return task.result()
+    except asyncio.CancelledError:  # only a server that has run out of time to stop does this
+        raise Stopping("the server stopped before the answer was ready; send the request to another one") from None
     finally:
         for pending in (task, watcher):
             pending.cancel()

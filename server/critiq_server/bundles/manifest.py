@@ -36,6 +36,11 @@ class ResizeView(_Strict):
     """``stretch`` ignores the aspect ratio; ``crop`` keeps it, cuts the middle; ``pad`` keeps it, adds grey borders."""
     filter: Filter = "bicubic"
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of what a stage gets."""
+        return 3 * self.height * self.width
+
 
 class CropsView(_Strict):
     """Windows of the picture at (nearly) its own resolution: uint8 ``[rows * columns, height, width, 3]``.
@@ -54,6 +59,11 @@ class CropsView(_Strict):
     shorter_max: int = Field(gt=0)
     filter: Filter = "bicubic"
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of what a stage gets."""
+        return 3 * self.height * self.width * self.rows * self.columns
+
     @model_validator(mode="after")
     def _window_fits(self) -> Self:
         if not max(self.height, self.width) <= self.shorter_min <= self.shorter_max:
@@ -64,8 +74,8 @@ class CropsView(_Strict):
 class FiveCropsView(_Strict):
     """The four corners and the middle of the picture: uint8 ``[5, height, width, 3]``.
 
-    In this order: top left, top right, bottom left, bottom right, middle. Before cutting, the picture is resized, keeping
-    its aspect ratio, only if its shorter side is outside ``[shorter_min, shorter_max]``.
+    In this order: top left, top right, bottom left, bottom right, middle. Before cutting, the picture is resized,
+    keeping its aspect ratio, only if its shorter side is outside ``[shorter_min, shorter_max]``.
     """
 
     kind: Literal["five_crops"] = "five_crops"
@@ -74,6 +84,11 @@ class FiveCropsView(_Strict):
     shorter_min: int = Field(gt=0)
     shorter_max: int = Field(gt=0)
     filter: Filter = "bicubic"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of what a stage gets."""
+        return 5 * 3 * self.height * self.width
 
     @model_validator(mode="after")
     def _window_fits(self) -> Self:

@@ -1,8 +1,8 @@
 """Dynamic batching in front of one stage's runtime.
 
 A batch starts at once when the runtime is idle and grows while it is busy; so an idle server adds no waiting, and a
-busy one works in batches as large as its load makes them. Everything here runs on the event loop; only ``compute`` runs in
-worker threads.
+busy one works in batches as large as its load makes them. Everything here runs on the event loop; only ``compute`` runs
+in worker threads.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from critiq.errors import CritiqError, DeadlineExceeded, TooBusy
 from critiq_server.engine.demand import Demand, Priority
+from critiq_server.engine.workers import Workers
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -55,6 +56,7 @@ class Batcher(Generic[Input, Output]):
         max_delay: seconds that an incomplete batch may wait for company although the runtime is idle.
         on_batch: told of every computed batch.
         on_drop: told how many queued items were dropped because nobody wanted them any more.
+        pool: threads to share with others; ``None``: as many of its own as it has ``workers``.
     """
 
     compute: Callable[[list[Input]], Sequence[Output | CritiqError]]
@@ -65,25 +67,33 @@ class Batcher(Generic[Input, Output]):
     on_batch: Callable[[BatchReport], None] = lambda report: None
     on_drop: Callable[[int], None] = lambda count: None
     name: str = "stage"
+    pool: Workers | None = None
     _queue: list[_Item[Input, Output]] = field(default_factory=list, init=False)
     _busy: int = field(default=0, init=False)
     _batches_since_bulk: int = field(default=0, init=False)
     _rate: float = field(default=0.0, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
+    _in_line: bool = field(default=False, init=False)
+    _idle: asyncio.Future[None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix=f"critiq-{self.name}")
+        self._pool = self.pool or Workers(self.workers, self.name)
 
     async def submit(self, item: Input, bucket: Hashable, demand: Demand) -> Output:
-        """Computes one item in some batch.
+        """Computes one item in some batch; see :meth:`enqueue`."""
+        output: Output = await self.enqueue(item, bucket, demand)
+        return output
 
-        Items of different buckets never share a batch. Cancelling the caller takes the item out of the queue.
+    def enqueue(self, item: Input, bucket: Hashable, demand: Demand) -> asyncio.Future[Output]:
+        """The outcome, some time, of computing one item in some batch.
+
+        Items of different buckets never share a batch. Cancelling the future takes the item out of the queue; if the
+        demand's deadline passes while the item is waiting, the future gets ``DeadlineExceeded``.
 
         Raises:
             TooBusy: the queue is full, or the batcher is closed.
-            DeadlineExceeded: the demand's deadline passed while the item was waiting.
         """
         if self._closed:
             raise _unloaded()
@@ -97,8 +107,7 @@ class Batcher(Generic[Input, Output]):
         entry = _Item(item, bucket, demand, self._loop.time(), self._loop.create_future())
         self._queue.append(entry)
         self._pump()
-        output: Output = await entry.future
-        return output
+        return entry.future
 
     @property
     def waiting(self) -> int:
@@ -112,22 +121,38 @@ class Batcher(Generic[Input, Output]):
         return min(10.0, max(0.05, math.ceil(20 * len(self._queue) / self._rate) / 20))
 
     async def close(self) -> None:
-        """Refuses what is still waiting and frees the threads once running batches have ended."""
+        """Refuses what is still waiting; returns once running batches have ended."""
         self._closed = True
         for item in self._queue:
             if not item.future.done():
                 item.future.set_exception(_unloaded())
         self._queue.clear()
-        await self._loop.run_in_executor(None, self._threads.shutdown)
+        if self._busy:
+            self._idle = self._idle or self._loop.create_future()
+            await asyncio.shield(self._idle)
+        if self.pool is None:
+            self._pool.close()
 
     def _pump(self) -> None:
-        """Starts batches while there is work and an idle worker."""
-        while self._busy < self.workers:
+        """Starts batches while there is work and an idle worker; stands in line for a thread if there is none."""
+        while self._busy < self.workers and self._queue:
+            if not self._pool.free:
+                self._stand_in_line()
+                return
             batch = self._next_batch()
             if not batch:
                 return
             self._busy += 1
-            self._loop.run_in_executor(self._threads, self._run, batch).add_done_callback(self._finished)
+            self._pool.start(partial(self._run, batch), self._finished)
+
+    def _stand_in_line(self) -> None:
+        if not self._in_line:
+            self._in_line = True
+            self._pool.when_free(self._turn)
+
+    def _turn(self) -> None:
+        self._in_line = False
+        self._pump()
 
     def _next_batch(self) -> list[_Item[Input, Output]]:
         self._purge()
@@ -140,7 +165,7 @@ class Batcher(Generic[Input, Output]):
                     self._timer = self._loop.call_later(self.max_delay - age, self._delay_over)
                 return []
         # Idle workers share what is there: on a machine with several, one large batch would leave the others idle.
-        share = math.ceil(len(self._queue) / (self.workers - self._busy))
+        share = math.ceil(len(self._queue) / min(self.workers - self._busy, self._pool.free))
         batch = self._choose(min(self.max_batch, share))
         chosen = set(map(id, batch))
         self._queue = [item for item in self._queue if id(item) not in chosen]
@@ -194,11 +219,9 @@ class Batcher(Generic[Input, Output]):
             outputs = [failure] * len(batch)
         return batch, outputs, started, self._loop.time()
 
-    def _finished(
-        self, done: asyncio.Future[tuple[list[_Item[Input, Output]], Sequence[Output | CritiqError], float, float]]
-    ) -> None:
+    def _finished(self, done: tuple[list[_Item[Input, Output]], Sequence[Output | CritiqError], float, float]) -> None:
         self._busy -= 1
-        batch, outputs, started, ended = done.result()
+        batch, outputs, started, ended = done
         for item, output in zip(batch, outputs, strict=True):
             if item.future.done():
                 continue
@@ -209,7 +232,10 @@ class Batcher(Generic[Input, Output]):
         rate = len(batch) * self.workers / max(ended - started, 1e-6)
         self._rate = rate if self._rate == 0 else 0.8 * self._rate + 0.2 * rate
         self.on_batch(BatchReport(len(batch), [started - item.queued_at for item in batch], ended - started))
-        self._pump()
+        if self._queue:
+            self._stand_in_line()  # Others may have waited longer.
+        if self._idle is not None and not self._busy and not self._idle.done():
+            self._idle.set_result(None)
 
 
 def _unloaded() -> TooBusy:

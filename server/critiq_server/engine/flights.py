@@ -7,8 +7,9 @@ them, wanted until the last of their deadlines. When the last one leaves, the co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
+from typing import Generic, TypeVar
 
 from critiq_server.engine.demand import Demand, Priority
 
@@ -18,11 +19,11 @@ Value = TypeVar("Value")
 class Flight(Generic[Value]):
     """One computation under way; a :class:`~critiq_server.engine.demand.Demand` on what it needs in turn."""
 
-    __slots__ = ("_demands", "task")
+    __slots__ = ("_demands", "outcome")
 
     def __init__(self) -> None:
         self._demands: list[Demand] = []
-        self.task: asyncio.Task[Value] | None = None
+        self.outcome: asyncio.Future[Value] | None = None
 
     @property
     def deadline(self) -> float:
@@ -50,35 +51,32 @@ class Flights(Generic[Value]):
     def __len__(self) -> int:
         return len(self._flights)
 
-    async def join(
-        self, key: Hashable, demand: Demand, start: Callable[[Flight[Value]], Coroutine[Any, Any, Value]]
-    ) -> Value:
+    async def join(self, key: Hashable, demand: Demand, start: Callable[[Flight[Value]], Awaitable[Value]]) -> Value:
         """The value of ``key``: from the computation under way, or from a new one made by ``start``.
 
         Raises what the computation raises. Cancelling the caller leaves the computation to the other waiters.
         """
         flight = self._flights.get(key)
-        if flight is None:
+        if flight is None or flight.outcome is None:
             flight = Flight()
             flight.add(demand)
+            flight.outcome = asyncio.ensure_future(start(flight))
             self._flights[key] = flight
-            flight.task = asyncio.create_task(start(flight))
-            flight.task.add_done_callback(lambda task: self._landed(key, flight, task))
+            flight.outcome.add_done_callback(partial(self._landed, key, flight))
         else:
             flight.add(demand)
-        assert flight.task is not None  # noqa: S101 - set in the branch that made the flight
         try:
-            return await asyncio.shield(flight.task)
+            return await asyncio.shield(flight.outcome)
         finally:
-            if flight.remove(demand) and not flight.task.done():
+            if flight.remove(demand) and not flight.outcome.done():
                 # Nobody else may join a computation that is being cancelled.
                 self._forget(key, flight)
-                flight.task.cancel()
+                flight.outcome.cancel()
 
-    def _landed(self, key: Hashable, flight: Flight[Value], task: asyncio.Task[Value]) -> None:
+    def _landed(self, key: Hashable, flight: Flight[Value], outcome: asyncio.Future[Value]) -> None:
         self._forget(key, flight)
-        if not task.cancelled():
-            task.exception()  # Marks it as seen: the waiters may all have gone.
+        if not outcome.cancelled():
+            outcome.exception()  # Marks it as seen: the waiters may all have gone.
 
     def _forget(self, key: Hashable, flight: Flight[Value]) -> None:
         if self._flights.get(key) is flight:

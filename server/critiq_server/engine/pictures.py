@@ -1,6 +1,7 @@
 """A caller's picture on its way into the engine: identified by content, seen through views, decoded at most once.
 
-Decoding, hashing and cutting the views happen in one job in a pool of threads, off the event loop. A file that was seen
+Decoding, hashing and cutting the views happen in one go in a worker thread, off the event loop, for several pictures at
+a time when many wait: handing over costs the event loop more than a small picture is worth. A file that was seen
 before is recognised by its bytes: then its content key is known without decoding it, and if the store holds the answer
 nothing is decoded at all.
 """
@@ -9,27 +10,44 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
+from critiq.errors import CritiqError
 from critiq.types import ImageReport
 from critiq_server.bundles.manifest import View
+from critiq_server.engine.batcher import Batcher
 from critiq_server.engine.demand import Demand
 from critiq_server.engine.flights import Flights
+from critiq_server.engine.workers import Workers
 from critiq_server.features.keys import Key, encoded_key, pixels_key
 from critiq_server.images.decode import decode, inspect
 from critiq_server.images.limits import ImageLimits
 from critiq_server.images.source import EncodedImage, ImageSource
 from critiq_server.images.views import apply_view
 from critiq_server.runtime.onnx import usable_cores
+from critiq_server.telemetry.faults import internal
 
 _ALIASES = 100_000
 """Files remembered by their bytes' hash: about 25 MB when full."""
+
+_AT_A_TIME = 8
+_LARGE = 2_000_000
+"""Pixels from which a picture is decoded by itself, so that small ones need not wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Negative:
+    """A picture to develop."""
+
+    source: ImageSource
+    pixels: int
+    views: frozenset[View]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +58,42 @@ class _Developed:
 
 
 class Darkroom:
-    """Turns sources into pictures. One a server."""
+    """Turns sources into pictures. One a server.
+
+    Args:
+        limits: what is accepted.
+        background: colour (red, green, blue) behind transparent pictures.
+        on_decode: told the seconds that each picture took, in the thread that decoded it.
+        workers: threads to share with others; ``None``: as many of its own as there are cores.
+        max_waiting: pictures waiting to be decoded at the most.
+    """
 
     def __init__(
         self,
         limits: ImageLimits,
         background: tuple[int, int, int],
         on_decode: Callable[[float], None] = lambda seconds: None,
+        workers: Workers | None = None,
+        max_waiting: int = 1024,
     ) -> None:
         self.limits = limits
         self._background = background
         self._on_decode = on_decode
-        self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="critiq-decode")
+        self._workers = workers
+        self._own: Workers | None = None
+        self._max_waiting = max_waiting
         self._flights: Flights[_Developed] = Flights()
         self._aliases: OrderedDict[Key, tuple[Key, ImageReport]] = OrderedDict()
 
     def picture(self, source: ImageSource) -> Picture:
         """A picture of ``source``. Raises ``InvalidArgument`` or ``TooLarge`` if its header already rules it out."""
-        inspect(source, self.limits)
-        return Picture(source, self)
+        header = inspect(source, self.limits)
+        return Picture(source, header.width * header.height, self)
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Ends its own threads once what they were given is done."""
+        if self._own is not None:
+            self._own.close()
 
     def recall(self, file: Key) -> tuple[Key, ImageReport] | None:
         known = self._aliases.get(file)
@@ -69,31 +101,53 @@ class Darkroom:
             self._aliases.move_to_end(file)
         return known
 
-    async def develop(
-        self, source: ImageSource, file: Key | None, views: frozenset[View], demand: Demand
-    ) -> _Developed:
-        """Decodes ``source``, or joins those who are decoding the same file for the same views."""
+    async def develop(self, negative: _Negative, file: Key | None, demand: Demand) -> _Developed:
+        """Decodes a picture, or joins those who are decoding the same file for the same views."""
         if file is None:
-            return await self._decode(source, views)
-        developed = await self._flights.join((file, views), demand, lambda _: self._decode(source, views))
+            return await self._decode(negative, demand)
+        developed = await self._flights.join(
+            (file, negative.views), demand, lambda flight: self._decode(negative, flight)
+        )
         self._aliases[file] = (developed.key, developed.report)
         if len(self._aliases) > _ALIASES:
             self._aliases.popitem(last=False)
         return developed
 
-    async def _decode(self, source: ImageSource, views: frozenset[View]) -> _Developed:
-        developed, seconds = await asyncio.get_running_loop().run_in_executor(
-            self._threads, _develop, source, self.limits, self._background, views
-        )
-        self._on_decode(seconds)
-        return developed
+    def _decode(self, negative: _Negative, demand: Demand) -> asyncio.Future[_Developed]:
+        bucket = id(negative) if negative.pixels >= _LARGE else None
+        return self._batcher.enqueue(negative, bucket, demand)
+
+    @cached_property
+    def _batcher(self) -> Batcher[_Negative, _Developed]:
+        cores = usable_cores()
+        if self._workers is None:
+            self._workers = self._own = Workers(cores, "decode")
+        return Batcher(self._develop, _AT_A_TIME, self._max_waiting, workers=cores, name="decode", pool=self._workers)
+
+    def _develop(self, negatives: list[_Negative]) -> Sequence[_Developed | CritiqError]:
+        return [self._develop_one(negative) for negative in negatives]
+
+    def _develop_one(self, negative: _Negative) -> _Developed | CritiqError:
+        """In a worker thread: an error is the picture's own."""
+        started = perf_counter()
+        try:
+            decoded = decode(negative.source, self.limits, self._background)
+            views = {view: apply_view(decoded.pixels, view) for view in negative.views}
+            key = pixels_key(decoded.pixels)
+        except CritiqError as error:
+            return error
+        except Exception as error:
+            return internal("decoding", error)
+        self._on_decode(perf_counter() - started)
+        return _Developed(key, decoded.report, views)
 
 
 class Picture:
     """One picture of one request."""
 
-    def __init__(self, source: ImageSource, darkroom: Darkroom) -> None:
+    def __init__(self, source: ImageSource, pixels: int, darkroom: Darkroom) -> None:
         self._source = source
+        self._pixels = pixels
         self._darkroom = darkroom
         self._file = encoded_key(source.data) if isinstance(source, EncodedImage) else None
         self._developed: _Developed | None = None
@@ -112,6 +166,10 @@ class Picture:
             return key
         return (await self._develop(self._views, demand)).key
 
+    def seen(self, view: View) -> NDArray[np.uint8] | None:
+        """What ``view`` shows, if the picture was developed for it."""
+        return self._developed.views.get(view) if self._developed is not None else None
+
     async def view(self, view: View, demand: Demand) -> NDArray[np.uint8]:
         """What ``view`` shows of the picture: uint8, shape as the view says."""
         developed = self._developed
@@ -128,17 +186,7 @@ class Picture:
         return self._report
 
     async def _develop(self, views: frozenset[View], demand: Demand) -> _Developed:
-        self._developed = await self._darkroom.develop(self._source, self._file, views, demand)
+        negative = _Negative(self._source, self._pixels, views)
+        self._developed = await self._darkroom.develop(negative, self._file, demand)
         self._report = self._developed.report
         return self._developed
-
-
-def _develop(
-    source: ImageSource, limits: ImageLimits, background: tuple[int, int, int], views: frozenset[View]
-) -> tuple[_Developed, float]:
-    started = perf_counter()
-    decoded = decode(source, limits, background)
-    developed = _Developed(
-        pixels_key(decoded.pixels), decoded.report, {view: apply_view(decoded.pixels, view) for view in views}
-    )
-    return developed, perf_counter() - started

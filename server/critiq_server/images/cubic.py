@@ -16,7 +16,7 @@ _A = -0.75
 
 
 def resize_cubic(pixels: Pixels, height: int, width: int) -> Pixels:
-    """``pixels`` (RGB uint8 ``[rows, columns, 3]``) as uint8 ``[height, width, 3]``; the border pixel repeats outside."""
+    """``pixels`` (RGB uint8 ``[rows, columns, 3]``) as uint8 ``[height, width, 3]``; border pixels repeat outside."""
     columns, across = _taps(pixels.shape[1], width)
     rows, down = _taps(pixels.shape[0], height)
     across, down = across[:, :, None], down[:, :, None, None]

@@ -1,6 +1,6 @@
 """Pixels -> what a stage reads: a resized picture or a grid of windows.
 
-Every step is Pillow's antialiased resampling, OpenCV's cubic one (by our own code) or a plain copy, so a view of the same
+Every step is Pillow's antialiased resampling, OpenCV's cubic one (our own code) or a plain copy, so a view of the same
 pixels is the same on every call; the geometry is whole pixels, decided by the functions at the end of this page alone.
 """
 
@@ -31,9 +31,9 @@ def apply_view(pixels: Pixels, view: ResizeView | CropsView | FiveCropsView) -> 
     """``pixels`` (RGB uint8 ``[height, width, 3]``) as ``view`` shows them.
 
     Returns C-contiguous uint8: ``[view.height, view.width, 3]`` for a :class:`ResizeView`, and
-    ``[view.rows * view.columns, view.height, view.width, 3]``, row by row, for a :class:`CropsView`; see
-    :class:`FiveCropsView` for its. The result may be read-only, and is ``pixels`` itself where the view changes nothing.
-    Raises nothing for a picture of at least 1 x 1.
+    ``[view.rows * view.columns, view.height, view.width, 3]``, row by row, for a :class:`CropsView`;
+    ``[5, view.height, view.width, 3]`` for a :class:`FiveCropsView`. The result may be read-only, and is ``pixels``
+    itself where the view changes nothing. Raises nothing for a picture of at least 1 x 1.
     """
     if isinstance(view, CropsView | FiveCropsView):
         return _crops(pixels, view)

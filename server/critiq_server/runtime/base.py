@@ -24,6 +24,9 @@ class Runtime(Protocol):
         """How many batches it computes at once without one slowing another down."""
         ...
 
-    def run(self, inputs: Arrays) -> Arrays:
-        """Computes one batch. Every array, in and out, has the batch as its first axis."""
+    def run(self, inputs: Arrays, *, keep_memory: bool = True) -> Arrays:
+        """Computes one batch. Every array, in and out, has the batch as its first axis.
+
+        ``keep_memory=False`` gives the working memory back afterwards, which the next batch would otherwise find ready.
+        """
         ...

@@ -17,10 +17,12 @@ logger = logging.getLogger(__name__)
 
 Provider = Literal["tensorrt", "cuda", "cpu"]
 
+CPU = "CPUExecutionProvider"
+
 _NAMES: dict[Provider, str] = {
     "tensorrt": "TensorrtExecutionProvider",
     "cuda": "CUDAExecutionProvider",
-    "cpu": "CPUExecutionProvider",
+    "cpu": CPU,
 }
 _AUTOMATIC: tuple[Provider, ...] = ("tensorrt", "cuda", "cpu")
 
@@ -70,8 +72,12 @@ class OnnxRuntime:
             raise ValueError(f"{graph.name} has no outputs {sorted(missing)}")
         self.input_names = frozenset(entry.name for entry in self._session.get_inputs())
 
-    def run(self, inputs: Arrays) -> Arrays:
-        values = self._session.run(self._outputs, dict(inputs))
+    def run(self, inputs: Arrays, *, keep_memory: bool = True) -> Arrays:
+        options = None
+        if not keep_memory and self.provider == CPU:
+            options = onnxruntime.RunOptions()
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        values = self._session.run(self._outputs, dict(inputs), options)
         return dict(zip(self._outputs, values, strict=True))
 
 
@@ -108,6 +114,8 @@ def _session(graph: Path, settings: RuntimeSettings, provider: Provider) -> Any:
     options.log_severity_level = 3
     # Spinning threads take the core from decoding and from the event loop: measured up to 2.4 times slower.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Weights outside the arena: so the arena can give back what a batch needed.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     wanted: list[Any] = [name]
     if provider != "cpu":
         # onnxruntime otherwise falls back to the CPU in silence.

@@ -27,7 +27,7 @@ class SimulatedAccelerator:
         self._outputs = list(outputs)
         self._device = threading.Lock()
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Arrays, *, keep_memory: bool = True) -> Arrays:
         first = next(iter(inputs.values()))
         items = len(first)
         with self._device:
