@@ -233,9 +233,9 @@ async def serve(settings: Settings) -> None:
         docs=f"http://{host}:{app.rest_port}/docs",
     )
     await stopping.wait()
+    stopping.clear()
     logger.info("stopping", under_way=app.service.admission.items, limit_seconds=settings.server.drain_seconds)
     stop = asyncio.create_task(app.stop())
-    stopping.clear()
     again = asyncio.create_task(stopping.wait())
     await asyncio.wait((stop, again), return_when=asyncio.FIRST_COMPLETED)
     if not stop.done():

@@ -102,11 +102,21 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     tree[name] = value
 
 
+def _raise_open_file_limit() -> None:
+    """Every connection is an open file; the usual soft limit of 1,024 is less than a busy server has."""
+    if sys.platform != "win32":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _run(settings: Settings) -> int:
     from critiq_server.app import StartError, serve
     from critiq_server.telemetry.logs import configure
 
     configure(settings.log)
+    _raise_open_file_limit()
     # What is alive now stays alive: the collector need not look at it again.
     gc.collect()
     gc.freeze()

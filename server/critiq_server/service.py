@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from time import perf_counter
+
+import structlog
 
 from critiq import types
 from critiq.errors import (
@@ -31,6 +34,9 @@ from critiq_server.settings import Settings
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
 from critiq_server.wording import quoted
+
+
+logger = structlog.get_logger("critiq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,10 @@ class Service:
         self.metrics = metrics
         self._engine = engine
         self._darkroom = darkroom
+        # prometheus_client looks labels up under a lock; their values are few.
+        self._requests = cache(metrics.requests.labels)
+        self._latency = cache(metrics.latency.labels)
+        self._items = cache(metrics.items.labels)
 
     async def score(self, query: Query, timeout: float | None = None) -> types.ScoreResult:
         """Scores one picture."""
@@ -215,7 +225,7 @@ class Service:
             return types.ItemResult(item.id, error=fault)
         finally:
             model = query.target.model if isinstance(query, Query) else ""
-            self.metrics.items.labels(self._label(model), code).inc()
+            self._items(self._label(model), code).inc()
 
     async def _within(
         self, timeout: float | None, priority: Priority, work: Callable[[Call], Awaitable[types.ScoreResult]]
@@ -312,10 +322,13 @@ class Service:
             code = "INTERNAL"
             raise internal(operation, error) from error
         finally:
-            self.metrics.requests.labels(operation, self._label(model), code).inc()
-            self.metrics.latency.labels(operation).observe(perf_counter() - started)
+            seconds = perf_counter() - started
+            self._requests(operation, self._label(model), code).inc()
+            self._latency(operation).observe(seconds)
+            if self.settings.log.access:
+                logger.info("request", operation=operation, model=self._label(model), code=code, seconds=seconds)
             if pictures:
-                self.metrics.items.labels(self._label(model), code).inc(pictures)
+                self._items(self._label(model), code).inc(pictures)
 
     def _label(self, model: str) -> str:
         """A model name that is safe as a label: callers can send anything."""

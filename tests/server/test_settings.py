@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from pydantic import ValidationError
 
 from critiq_server import cli
 from critiq_server.settings import Settings, load_settings, print_settings
+from tests.fixtures.images import encoded, photo
+from tests.support.bundles import write_bundle
+from tests.support.servers import make_settings, running
 
 
 def write(path: Path, **sections: Any) -> Path:
@@ -156,3 +160,17 @@ def test_every_setting_says_what_it_is() -> None:
         return found
 
     assert undescribed(Settings, "") == []
+
+
+async def test_access_log_tells_operation_model_and_code_but_no_prompt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bundle(tmp_path)
+    async with running(make_settings(tmp_path, log={"access": True})) as app, httpx.AsyncClient() as client:
+        url = f"http://127.0.0.1:{app.rest_port}/v1/score?prompt=secret+words"
+        await client.post(url, content=encoded(photo()), headers={"content-type": "image/jpeg"})
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if "operation=score" in line)
+    assert "code=OK" in line
+    assert "model=tiny" in line
+    assert "secret" not in printed

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
@@ -51,6 +52,9 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         query = await bodies.score_query(request)
         result = await _unless_gone(request, service.score(query, bodies.timeout(request)))
         return _answer(request, result, wire.result_to_proto)
+
+    # The same without FastAPI's layers, which take a third of what a request costs; theirs stays for the documents.
+    app.router.routes.insert(0, Route("/v1/score", score, methods=["POST"]))
 
     @app.post("/v1/score/batch", **_operation(schemas.BatchJson, schemas.BatchResultJson, "Score many pictures"))
     async def score_batch(request: Request) -> Response:
@@ -227,16 +231,16 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Runs ``work``, and cancels it if the caller disconnects first: nothing is computed for nobody."""
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_gone(request))
+    watcher.add_done_callback(lambda _: task.cancel())
     try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Cancelled("the caller disconnected")
-        return task.result()
-    except asyncio.CancelledError:  # only a server that has run out of time to stop does this
+        return await task
+    except asyncio.CancelledError:
+        if watcher.done():
+            raise Cancelled("the caller disconnected") from None
+        # Otherwise only a server that has run out of time to stop does this.
         raise Stopping("the server stopped before the answer was ready; send the request to another one") from None
     finally:
-        for pending in (task, watcher):
-            pending.cancel()
+        watcher.cancel()
 
 
 async def _gone(request: Request) -> None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -32,6 +33,8 @@ from critiq_server.runtime.base import Runtime
 from critiq_server.runtime.onnx import OnnxRuntime, ProviderUnavailable, RuntimeSettings
 from critiq_server.runtime.simulated import SimulatedAccelerator
 from critiq_server.scoring.judgement import Judgement
+
+logger = structlog.get_logger("critiq")
 
 _OFF_CPU_FACTOR = 10.0
 """Golden records are float32 on a CPU; another provider may differ this many times the stated tolerance."""
@@ -126,6 +129,8 @@ def load_model(directory: Path, settings: RuntimeSettings) -> LoadedModel:
             raise
         except Exception as error:  # a graph or a record can be wrong in any way; none of them may be served
             raise BrokenBundle(f"{GOLDEN_FILE} cannot be replayed: {type(error).__name__}: {error}") from error
+    else:
+        logger.warning("bundle has no golden records: what it computes was not checked", model=manifest.name)
     _trim_memory()
     return model
 

@@ -231,11 +231,11 @@ class Batcher(Generic[Input, Output]):
                 item.future.set_result(output)
         rate = len(batch) * self.workers / max(ended - started, 1e-6)
         self._rate = rate if self._rate == 0 else 0.8 * self._rate + 0.2 * rate
-        self.on_batch(BatchReport(len(batch), [started - item.queued_at for item in batch], ended - started))
         if self._queue:
             self._stand_in_line()  # Others may have waited longer.
         if self._idle is not None and not self._busy and not self._idle.done():
             self._idle.set_result(None)
+        self.on_batch(BatchReport(len(batch), [started - item.queued_at for item in batch], ended - started))
 
 
 def _unloaded() -> TooBusy:

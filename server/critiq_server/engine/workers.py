@@ -56,6 +56,8 @@ class Workers:
 
     def _ended(self, done: Done, result: Any) -> None:
         self.free += 1
-        done(result)
-        while self.free and self._waiting:
-            self._waiting.popleft()()
+        try:
+            done(result)
+        finally:  # whatever becomes of this job, those who wait for a thread get their turn
+            while self.free and self._waiting:
+                self._waiting.popleft()()

@@ -1,4 +1,4 @@
-"""The command line: ``critiq serve | score | rank | compare | models``."""
+"""The command line: ``critiq serve | score | rank | compare | models | export``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from critiq.cli import exits, models, rank, score, serve
+from critiq.cli import exits, handover, models, rank, score
 from critiq.errors import CritiqError
 
 app = typer.Typer(
@@ -23,10 +23,11 @@ app.command(epilog=exits.HELP)(score.score)
 app.command(epilog=exits.HELP)(rank.rank)
 app.command(epilog=exits.HELP)(rank.compare)
 app.command(epilog=exits.HELP)(models.models)
-# The server parses what follows, --help too.
-app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-    serve.serve
-)
+for _command in (handover.serve, handover.export):
+    # They parse what follows themselves, --help too.
+    app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+        _command
+    )
 
 
 def _print_version(wanted: bool) -> None:

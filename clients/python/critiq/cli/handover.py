@@ -1,0 +1,28 @@
+"""``critiq serve`` and ``critiq export``: hand over to the packages that do it, which have their own options."""
+
+from __future__ import annotations
+
+import importlib
+
+import typer
+
+from critiq.cli import exits
+
+
+def serve(context: typer.Context) -> None:
+    """Serve models. Needs the extra `server`, or `gpu` for NVIDIA GPUs."""
+    _hand_over(context, "critiq_server.cli", "the server", "server")
+
+
+def export(context: typer.Context) -> None:
+    """Turn a trained checkpoint into a bundle. Needs the extra `export`."""
+    _hand_over(context, "critiq_exporters.cli", "the exporter", "export")
+
+
+def _hand_over(context: typer.Context, module: str, what: str, extra: str) -> None:
+    try:
+        command = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        exits.complain(f"{what} is not installed ({error.name} is missing): pip install 'critiq[{extra}]'")
+        raise typer.Exit(exits.BAD_INPUT) from None
+    raise typer.Exit(command.main(context.args))

@@ -1,0 +1,126 @@
+"""Runs all stages of a model over pictures and prompts, whatever computes them: torch or onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from critiq_exporters.core.pictures import Pixels
+from critiq_server.bundles.manifest import Dimension, ImageInput, PromptInput, Stage, Tokenizer
+from critiq_server.images.views import apply_view
+from critiq_server.prompts import PromptTokenizer
+
+Arrays = Mapping[str, NDArray[Any]]
+Run = Callable[[Stage, Arrays], Arrays]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What went into and came out of every stage, by stage name; every array has one row a picture."""
+
+    inputs: Mapping[str, Arrays]
+    outputs: Mapping[str, Arrays]
+    seconds: Mapping[str, float]
+    """Spent in each stage, all pictures together."""
+
+    def raw(self, dimension: Dimension) -> NDArray[np.float64]:
+        """Raw values of one dimension, ``[pictures]``."""
+        values = self.outputs[dimension.stage][dimension.output]
+        return values.reshape(len(values)).astype(np.float64)
+
+
+def evaluate(
+    stages: Sequence[Stage],
+    tokenizers: Mapping[str, tuple[Tokenizer, PromptTokenizer]],
+    run: Run,
+    pictures: Sequence[Pixels],
+    prompts: Sequence[str],
+    batch: int = 1,
+) -> Trace:
+    """Computes ``stages`` in their order, ``batch`` pictures at a time. Prompts are padded to the longest."""
+    inputs: dict[str, Arrays] = {}
+    outputs: dict[str, Arrays] = {}
+    seconds: dict[str, float] = {}
+    for stage in stages:
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, source in stage.inputs.items():
+            if isinstance(source, ImageInput):
+                arrays[name] = np.stack([apply_view(picture, source.view) for picture in pictures])
+            elif isinstance(source, PromptInput):
+                arrays[name] = _tokens(*tokenizers[source.tokenizer], prompts, source)
+            else:
+                arrays[name] = outputs[source.stage][source.output]
+        inputs[stage.name] = arrays
+        started = perf_counter()
+        outputs[stage.name] = run_in_batches(stage, run, arrays, batch)
+        seconds[stage.name] = perf_counter() - started
+    return Trace(inputs, outputs, seconds)
+
+
+def run_in_batches(stage: Stage, run: Run, arrays: Arrays, batch: int) -> Arrays:
+    """All rows of ``arrays`` through one stage, at most ``batch`` at a time."""
+    count = len(next(iter(arrays.values())))
+    parts = [
+        run(stage, {name: value[start : start + batch] for name, value in arrays.items()})
+        for start in range(0, count, batch)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in stage.outputs}
+
+
+def open_tokenizers(tokenizers: Mapping[str, Tokenizer], folder: Path) -> dict[str, tuple[Tokenizer, PromptTokenizer]]:
+    """Tokenizers whose files lie in ``folder``."""
+    return {name: (entry, PromptTokenizer(folder / entry.file, entry)) for name, entry in tokenizers.items()}
+
+
+def torch_run(modules: Mapping[str, nn.Module]) -> Run:
+    """Runs stages as torch modules."""
+
+    def run(stage: Stage, arrays: Arrays) -> Arrays:
+        with torch.inference_mode():
+            values = modules[stage.name](*(torch.from_numpy(arrays[name]) for name in stage.inputs))
+        values = values if isinstance(values, tuple) else (values,)
+        return {name: value.numpy() for name, value in zip(stage.outputs, values, strict=True)}
+
+    return run
+
+
+def onnx_run(folder: Path, stages: Sequence[Stage], threads: int) -> Run:
+    """Runs stages as the ONNX graphs that ``folder`` holds, on the CPU."""
+    sessions = {stage.name: open_session(folder / str(stage.graph), threads) for stage in stages}
+
+    def run(stage: Stage, arrays: Arrays) -> Arrays:
+        values = sessions[stage.name].run(stage.outputs, {name: arrays[name] for name in stage.inputs})
+        return dict(zip(stage.outputs, values, strict=True))
+
+    return run
+
+
+def open_session(graph: Path | bytes, threads: int) -> Any:
+    """An onnxruntime session of a file, or of a serialised model, on the CPU, set up as the server does."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(
+        graph if isinstance(graph, bytes) else str(graph), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _tokens(
+    entry: Tokenizer, tokenizer: PromptTokenizer, prompts: Sequence[str], source: PromptInput
+) -> NDArray[np.int64]:
+    encoded = [tokenizer.encode(prompt) for prompt in prompts]
+    rows = [tokens.ids if source.field == "ids" else tokens.mask for tokens in encoded]
+    longest = max(map(len, rows))
+    padding = entry.pad_id if source.field == "ids" else 0
+    return np.stack([np.pad(row, (0, longest - len(row)), constant_values=padding) for row in rows])

@@ -1,0 +1,44 @@
+"""Reduced precisions of an fp32 graph: float16 throughout, or int8 weights with activations quantised on the fly."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+NOTES: dict[Precision, str] = {
+    "fp32": "reference",
+    "fp16": "weights and activations in float16; softmax and the statistics of layer norms in float32",
+    "int8": "linear layers with int8 weights (one scale a channel) and activations quantised as they come; one picture "
+    "a batch, because the scale of an activation is that of its whole batch; onnxruntime only, not TensorRT",
+}
+
+
+def convert(precision: Precision, source: Path, target: Path) -> None:
+    """Writes the fp32 graph ``source`` at another precision, with the same inputs and outputs."""
+    model = onnx.load(str(source))
+    if precision == "fp16":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights below float16's smallest number
+            onnx.save(convert_float_to_float16(model, keep_io_types=True, op_block_list=["Softmax"]), str(target))
+        return
+    # The exporter lists weights there too, with the shapes that they have before they are quantised.
+    del model.graph.value_info[:]
+    logging.disable(logging.WARNING)  # it recommends a preparation that changes nothing here
+    try:
+        quantize_dynamic(
+            model,
+            str(target),
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["MatMul", "Gemm"],
+        )
+    finally:
+        logging.disable(logging.NOTSET)
