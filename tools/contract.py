@@ -1,8 +1,8 @@
 """The contract's generated files: ``python tools/contract.py generate|check``.
 
 ``generate`` writes the stubs into the client package and the descriptor set of the contract beside the .proto files.
-``check`` fails if the stubs are not what the .proto files give, or if the .proto files have changed in a way that breaks
-callers built from the recorded descriptor set.
+``check`` fails if the stubs are not what the .proto files give, or if the .proto files have changed in a way that
+breaks callers built from the recorded descriptor set.
 """
 
 from __future__ import annotations

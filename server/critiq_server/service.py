@@ -35,7 +35,6 @@ from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
 from critiq_server.wording import quoted
 
-
 logger = structlog.get_logger("critiq")
 
 

@@ -34,7 +34,7 @@ class RuntimeSettings(BaseModel):
 
     provider: Literal["auto", "tensorrt", "cuda", "cpu"] = Field(
         "auto",
-        description="Where graphs run. auto: the first of TensorRT, CUDA, CPU that works. A named one that fails is an error.",
+        description="Where graphs run. auto: the first of TensorRT, CUDA, CPU that works; a named one must work.",
     )
     device: int = Field(0, ge=0, description="Number of the GPU.")
     threads: int = Field(
