@@ -31,10 +31,15 @@ def priority_from_proto(number: int) -> types.Priority:
     return cast(types.Priority, _name(_PRIORITY, number))
 
 
+def milliseconds(seconds: float) -> int:
+    """Whole milliseconds, rounded up: a hint must not send a caller back too early."""
+    return math.ceil(round(seconds * 1000, 3))  # 2.019 s is 2019 ms, although 2.019 * 1000 is a little more
+
+
 def error_to_proto(error: errors.CritiqError) -> scoring_pb2.Error:
     message = scoring_pb2.Error(code=error.code, message=error.message, field=error.field)
     if error.retry_after is not None:
-        message.retry_after_ms = math.ceil(error.retry_after * 1000)
+        message.retry_after_ms = milliseconds(error.retry_after)
     return message
 
 

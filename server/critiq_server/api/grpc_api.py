@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -166,5 +165,5 @@ async def _abort(context: Context, error: CritiqError) -> None:
     """Ends the call with the error's status; always raises."""
     metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, wire.error_to_proto(error).SerializeToString())]
     if error.retry_after is not None:
-        metadata.append((RETRY_KEY, str(math.ceil(error.retry_after * 1000))))
+        metadata.append((RETRY_KEY, str(wire.milliseconds(error.retry_after))))
     await context.abort(error.grpc_status, str(error), tuple(metadata))

@@ -210,7 +210,7 @@ def _dumps(value: Any) -> bytes:
 def _error_body(value: Any) -> dict[str, Any]:
     if not isinstance(value, CritiqError):
         raise TypeError(type(value).__name__)
-    retry = None if value.retry_after is None else math.ceil(value.retry_after * 1000)
+    retry = None if value.retry_after is None else wire.milliseconds(value.retry_after)
     return {"code": value.code, "message": value.message, "field": value.field, "retry_after_ms": retry}
 
 

@@ -75,7 +75,8 @@ def _score_one(client: critiq.Client, task: _Task, target: critiq.Model, dimensi
     if json:
         tables.print_json(tables.score_json(task.picture.name, task.prompt, result))
     else:
-        tables.print_table(tables.score_table(task.picture.name, result, target), tables.notes_on(result))
+        notes = [*tables.meanings(result, target), *tables.notes_on(result)]
+        tables.print_table(tables.score_table(task.picture.name, result, target), notes)
 
 
 class _Run:

@@ -48,14 +48,12 @@ def score_json(file: str, prompt: str, result: types.ScoreResult) -> dict[str, A
 
 
 def score_table(file: str, result: types.ScoreResult, model: types.Model) -> Table:
-    dimensions = {dimension.name: dimension for dimension in model.dimensions}
     table = _table(f"{file} · {model.name} {model.version}")
     table.add_column("dimension")
     table.add_column("0 (worst) .. 1 (best)")
     table.add_column("calibrated", justify="right")
     table.add_column("percentile", justify="right")
     table.add_column("raw", justify="right")
-    table.add_column("what it means", overflow="fold")
     for score in result:
         table.add_row(
             score.dimension,
@@ -63,9 +61,22 @@ def score_table(file: str, result: types.ScoreResult, model: types.Model) -> Tab
             _number(score.calibrated),
             _number(score.percentile, 1),
             _number(score.raw, 4),
-            _meaning(score, dimensions.get(score.dimension)),
         )
     return table
+
+
+def meanings(result: types.ScoreResult, model: types.Model) -> list[str]:
+    """What each dimension judges, and what its percentile compares with, a line each."""
+    dimensions = {dimension.name: dimension for dimension in model.dimensions}
+    shown = [dimensions[score.dimension] for score in result if score.dimension in dimensions]
+    lines = [f"{dimension.name}: {dimension.description}" for dimension in shown if dimension.description]
+    populations: dict[str, list[str]] = {}
+    for dimension in shown:
+        if dimension.reference_population:
+            populations.setdefault(dimension.reference_population, []).append(dimension.name)
+    for population, names in populations.items():
+        lines.append(f"percentile of {', '.join(names)}: the share of {population} that this picture beats or equals")
+    return lines
 
 
 def notes_on(result: types.ScoreResult) -> list[str]:
@@ -187,14 +198,6 @@ def _bar(value: float | None) -> Text:
     full = round(_BAR_CELLS * min(1.0, max(0.0, value)))
     style = "green" if value >= 2 / 3 else "yellow" if value >= 1 / 3 else "red"
     return Text("█" * full, style=style) + Text("░" * (_BAR_CELLS - full), style="dim")
-
-
-def _meaning(score: types.Score, dimension: types.Dimension | None) -> str:
-    if dimension is None:
-        return ""
-    if score.percentile is not None and dimension.reference_population:
-        return f"{dimension.title}: at least as good as {score.percentile:.0f} % of {dimension.reference_population}"
-    return f"{dimension.title}: {dimension.description}" if dimension.description else dimension.title
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""The recipe of the built-in model: pairs without labels, training, export, evaluation."""
