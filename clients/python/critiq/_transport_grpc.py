@@ -197,6 +197,10 @@ def _credentials(endpoint: Endpoint) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(root_certificates=roots)
 
 
+_CANCELLED_HERE = ("Channel closed", "Locally cancelled")
+"""How gRPC begins its words about a call that this side gave up."""
+
+
 def _translated(error: grpc.RpcError, target: str, deadline: Deadline | None) -> errors.CritiqError:
     """The server's own error if it sent one, else the closest to the status that gRPC or a proxy gave."""
     status = error.code()
@@ -214,6 +218,9 @@ def _translated(error: grpc.RpcError, target: str, deadline: Deadline | None) ->
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return errors.TooLarge(f"{target}: {details}")
     kind = errors.BY_GRPC_STATUS.get(status, errors.Internal)
+    if status is grpc.StatusCode.CANCELLED and not details.startswith(_CANCELLED_HERE):
+        # A server that closes drops so the calls that arrive in that instant, before anything saw them.
+        kind = errors.Unavailable
     return _with_hint(kind(f"{target}: {details or status.name}"), metadata)
 
 
