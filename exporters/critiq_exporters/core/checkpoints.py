@@ -7,6 +7,7 @@ before anything is filled.
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 import zipfile
@@ -97,6 +98,16 @@ def find_checkpoint(path: Path) -> Path:
         held = ", ".join(entry.name for entry in found) or "none"
         raise CheckpointError(f"{path} must hold exactly one checkpoint file, it holds: {held}")
     return found[0]
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256, as hexadecimal digits, of a checkpoint file, or of the names and hashes of all weights in a folder."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    held = sorted(entry for entry in path.rglob("*") if entry.suffix in SUFFIXES and entry.is_file())
+    lines = [f"{entry.relative_to(path).as_posix()} {fingerprint(entry)}\n" for entry in held]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,3 +51,17 @@ class Exportable:
     tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     """Further files of the bundle (the tokenizers'), by the name that they get."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What ``critiq export`` knows of a family.
+
+    ``load`` makes the model from a checkpoint (a file, or a folder where the published layout is one). Its other
+    parameters have defaults and become options of the family's command: their types (``str``, ``int``, ``float``,
+    ``bool``, a ``Literal``, ``Path | None``) say what is accepted, ``Annotated[..., Doc("...")]`` what they mean.
+    It raises ``CheckpointError`` for a checkpoint that does not fit, ``ValueError`` for a bad option.
+    """
+
+    card: Card
+    load: Callable[..., Exportable]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from critiq_exporters.core.exportable import Card, Exportable
+from critiq_exporters.core.exportable import Family
 from critiq_exporters.families.maniqa import family as maniqa
 
-CARDS: tuple[Card, ...] = (maniqa.CARD,)
-LOADERS: Mapping[str, Callable[..., Exportable]] = {"maniqa": maniqa.load}
-"""By family: makes the model from a checkpoint file and the family's own options (see each function)."""
+FAMILIES: Mapping[str, Family] = {
+    family.card.family: family
+    for family in (
+        maniqa.FAMILY,
+        # One line a family, in the order of the table in docs/models/families.md.
+    )
+}

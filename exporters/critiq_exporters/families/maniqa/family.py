@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from typing_extensions import Doc
 
 from critiq_exporters.core.checkpoints import read_state
-from critiq_exporters.core.exportable import Card, Exportable
+from critiq_exporters.core.exportable import Card, Exportable, Family
 from critiq_exporters.families.maniqa.checkpoint import build
 from critiq_server.bundles.manifest import (
     Calibration,
@@ -35,15 +37,20 @@ CARD = Card(
 )
 
 
-def load(checkpoint: Path, scale: float = 0.8, evaluation: Evaluation = "whole") -> Exportable:
-    """MANIQA from a published checkpoint.
-
-    Args:
-        checkpoint: a state dict in the authors' layout.
-        scale: of a Swin layer's contribution: 0.8 for the KonIQ-10k and KADID-10k checkpoints, 0.13 for PIPAL's.
-        evaluation: ``whole`` squeezes the picture to the network's size with OpenCV's cubic filter, as the authors
-            evaluate KonIQ-10k; ``five_crops`` averages over corners and middle at the picture's own resolution, as they
-            evaluate PIPAL.
+def load(
+    checkpoint: Path,
+    scale: Annotated[
+        float, Doc("Of a Swin layer's contribution. 0.8: KonIQ-10k and KADID-10k checkpoints; 0.13: PIPAL's.")
+    ] = 0.8,
+    evaluation: Annotated[
+        Evaluation,
+        Doc(
+            "whole: the picture squeezed to the network's size with OpenCV's cubic filter, as the authors evaluate "
+            "KonIQ-10k; five_crops: the mean over corners and middle at its own resolution, as they evaluate PIPAL."
+        ),
+    ] = "whole",
+) -> Exportable:
+    """MANIQA from a checkpoint in the authors' layout: visual quality of pictures (Yang et al., CVPRW 2022).
 
     Raises:
         CheckpointError: the file is not a MANIQA checkpoint.
@@ -85,3 +92,6 @@ def _view(evaluation: Evaluation, side: int) -> View:
         return ResizeView(height=side, width=side, filter="opencv_cubic")
     # Pictures of any size keep their resolution; only those that the window does not fit into are enlarged.
     return FiveCropsView(height=side, width=side, shorter_min=side, shorter_max=1 << 16, filter="opencv_cubic")
+
+
+FAMILY = Family(CARD, load)
