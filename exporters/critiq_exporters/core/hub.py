@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,19 +48,35 @@ def _fetched(name: str, revision: str | None, endpoint: str | None, cache: Path 
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        files = HfApi(endpoint=endpoint).list_repo_files(name, revision=revision)
+        # One request, which fails at once where there is no network; listing the tree would be tried for half a minute.
+        found = HfApi(endpoint=endpoint).model_info(name, revision=revision, timeout=10)
+        files = [entry.rfilename for entry in found.siblings or []]
         weights = ["*.safetensors"] if any(file.endswith(".safetensors") for file in files) else _WEIGHTS
         folder = snapshot_download(
             name, revision=revision, allow_patterns=[*weights, *_REST], endpoint=endpoint, cache_dir=cache
         )
     except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's
-        try:
-            folder = snapshot_download(name, revision=revision, local_files_only=True, cache_dir=cache)
-        except Exception:
+        cached = _cached(name, revision, cache)
+        if cached is None:
             reason = str(error).strip().splitlines()
             raise CheckpointError(
                 f"{name} does not exist here and cannot be fetched from the hub "
                 f"({type(error).__name__}: {reason[0] if reason else 'no reason given'}); without a network, fetch it "
                 "elsewhere and pass the local folder"
             ) from error
+        folder = cached
     return Path(folder)
+
+
+def _cached(name: str, revision: str | None, cache: Path | None) -> str | None:
+    """The folder of an earlier, complete download."""
+    from huggingface_hub import snapshot_download
+
+    for weights in (["*.safetensors"], _WEIGHTS):
+        with contextlib.suppress(Exception):  # not there, or not all of it
+            folder: str = snapshot_download(
+                name, revision=revision, allow_patterns=[*weights, *_REST], local_files_only=True, cache_dir=cache
+            )
+            if any(entry.suffix in SUFFIXES for entry in Path(folder).rglob("*")):
+                return folder
+    return None
