@@ -146,6 +146,16 @@ class Simulated(_Strict):
     item_ms: float = Field(ge=0)
 
 
+class Engine(_Strict):
+    """A TensorRT engine of a stage's graph. It runs where it was built: on that kind of GPU, with that TensorRT."""
+
+    file: str
+    tensorrt: str
+    """Version that built it, for instance ``10.13.3``."""
+    compute_capability: str = Field(pattern=r"^\d+\.\d+$")
+    """Of the GPU, for instance ``9.0``."""
+
+
 class Stage(_Strict):
     """One graph with named inputs and outputs; every array has the batch as its first axis."""
 
@@ -153,6 +163,8 @@ class Stage(_Strict):
     runtime: Literal["onnx", "simulated"] = "onnx"
     graph: str | None = None
     """File of the ONNX graph, relative to the bundle."""
+    engines: list[Engine] = Field(default_factory=list)
+    """The same graph, built for particular GPUs. They are no part of the stage's digest: a feature stays the same."""
     simulated: Simulated | None = None
     inputs: dict[str, Input] = Field(min_length=1)
     outputs: list[str] = Field(min_length=1)
@@ -308,7 +320,8 @@ class Manifest(_Strict):
 
     def _named_files(self) -> list[str]:
         graphs = [stage.graph for stage in self.stages if stage.graph is not None]
-        return [*graphs, *(tokenizer.file for tokenizer in self.tokenizers.values()), *self.files]
+        engines = [engine.file for stage in self.stages for engine in stage.engines]
+        return [*graphs, *engines, *(tokenizer.file for tokenizer in self.tokenizers.values()), *self.files]
 
     def roots(self, stage_name: str) -> set[str]:
         """What ``stage_name`` depends on in the end: a subset of ``{"image", "prompt"}``."""
