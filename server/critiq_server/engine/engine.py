@@ -25,7 +25,9 @@ from critiq_server.engine.demand import Demand
 from critiq_server.engine.flights import Flight, Flights
 from critiq_server.engine.pictures import Picture
 from critiq_server.features.keys import Key, output_key, prompt_key
-from critiq_server.features.memory import Features, MemoryStore
+from critiq_server.features.memory import MemoryStore
+from critiq_server.features.records import Features
+from critiq_server.features.tiers import LowerTiers
 from critiq_server.prompts import Tokens
 from critiq_server.runtime.onnx import CPU
 
@@ -35,10 +37,11 @@ StageBatcher = Batcher[Inputs, Features]
 
 @dataclass(eq=False)
 class ServedModel:
-    """A loaded model with a batcher in front of each stage."""
+    """A loaded model with a batcher in front of each stage, and the stages whose outputs outlast the process."""
 
     model: LoadedModel
     batchers: Mapping[str, StageBatcher]
+    lasting: frozenset[str] = frozenset()
 
     async def close(self) -> None:
         await asyncio.gather(*(batcher.close() for batcher in self.batchers.values()))
@@ -54,10 +57,22 @@ class Evaluation:
 
 
 class Engine:
-    """Store and flights, shared by all models. ``on_lookup`` is told (stage name, found?) of every look-up."""
+    """Store and flights, shared by all models.
 
-    def __init__(self, store: MemoryStore, on_lookup: Callable[[str, bool], None] = lambda stage, hit: None) -> None:
+    Args:
+        store: in memory, for all stages that are cached at all.
+        on_lookup: told (stage name, found?) of every look-up in memory.
+        below: disk and network, for the stages whose outputs outlast the process; ``None``: there are none.
+    """
+
+    def __init__(
+        self,
+        store: MemoryStore,
+        on_lookup: Callable[[str, bool], None] = lambda stage, hit: None,
+        below: LowerTiers | None = None,
+    ) -> None:
         self.store = store
+        self.below = below
         self._on_lookup = on_lookup
         self._flights: Flights[Features] = Flights()
 
@@ -72,7 +87,7 @@ class Engine:
         tokens = {name: served.model.tokenizers[name].encode(prompt) for name in plan.tokenizers}
         picture_key = await picture.identify(plan.views, demand)
         keys = _output_keys(plan.stages, picture_key, prompt_key(prompt))
-        request = _Request(self, served, picture, tokens, keys)
+        request = _Request(self, served, picture, tokens, keys, set())
         found = {name: self._look_up(served, name, keys[name]) for name in outputs}
         missing = [name for name, features in found.items() if features is None]
         if len(missing) == 1:
@@ -80,7 +95,7 @@ class Engine:
         else:
             computed = await asyncio.gather(*(request.value(name, demand) for name in missing))
         values = {name: features for name, features in found.items() if features is not None}
-        from_store = frozenset(values)
+        from_store = frozenset(values) | (request.found_below & outputs)
         values.update(zip(missing, computed, strict=True))
         report = next(iter(tokens.values())).report if tokens else None
         return Evaluation(values, from_store, report)
@@ -102,6 +117,8 @@ class _Request:
     picture: Picture
     tokens: Mapping[str, Tokens]
     keys: Mapping[str, Key]
+    found_below: set[str]
+    """Stages whose outputs were on disk or in the network."""
 
     async def value(self, name: str, demand: Demand) -> Features:
         # Keyed by the served model as well: a model that is being unloaded takes no newcomers along.
@@ -111,6 +128,22 @@ class _Request:
 
     def _start(self, name: str, flight: Flight[Features]) -> Awaitable[Features]:
         stage = self.served.model.stages[name]
+        if self.engine.below is not None and name in self.served.lasting:
+            return self._found_below_or_computed(stage, self.engine.below, flight)
+        return self._compute(stage, flight)
+
+    async def _found_below_or_computed(
+        self, stage: LoadedStage, below: LowerTiers, flight: Flight[Features]
+    ) -> Features:
+        name = stage.spec.name
+        features = await below.get(self.keys[name])
+        if features is None:
+            return await self._compute(stage, flight)
+        self.found_below.add(name)
+        self.engine.store.put(self.keys[name], features)
+        return features
+
+    def _compute(self, stage: LoadedStage, flight: Flight[Features]) -> Awaitable[Features]:
         arrays = self._at_hand(stage)
         if arrays is None:
             return self._gather(stage, flight)
@@ -138,12 +171,14 @@ class _Request:
         bucket = tuple(array.shape for array in arrays.values())
         outcome = self.served.batchers[stage.spec.name].enqueue(arrays, bucket, flight)
         if stage.spec.cache:
-            outcome.add_done_callback(partial(self._keep, self.keys[stage.spec.name]))
+            outcome.add_done_callback(partial(self._keep, stage.spec.name))
         return outcome
 
-    def _keep(self, key: Key, outcome: asyncio.Future[Features]) -> None:
+    def _keep(self, name: str, outcome: asyncio.Future[Features]) -> None:
         if not outcome.cancelled() and outcome.exception() is None:
-            self.engine.store.put(key, outcome.result())
+            self.engine.store.put(self.keys[name], outcome.result())
+            if self.engine.below is not None and name in self.served.lasting:
+                self.engine.below.put(self.keys[name], outcome.result())
 
     async def _inputs(self, stage: LoadedStage, flight: Flight[Features]) -> Inputs:
         arrays: dict[str, NDArray[Any]] = {}

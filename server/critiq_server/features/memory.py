@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
 
 from critiq_server.features.keys import Key
-
-Features = Mapping[str, NDArray[np.generic]]
-"""A stage's outputs for one item, by output name, without the batch axis."""
+from critiq_server.features.records import Features
 
 _ENTRY_OVERHEAD = 512
 """Bytes that an entry costs beside its arrays' data: measured with tracemalloc on one scalar, rounded up."""

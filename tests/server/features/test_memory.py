@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from critiq_server.features.memory import Features, MemoryStore
+from critiq_server.features.memory import MemoryStore
+from critiq_server.features.records import Features
 
 
 def features(size: int, fill: int = 0) -> Features:
