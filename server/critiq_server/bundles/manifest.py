@@ -12,6 +12,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from critiq_server.bundles.lmm import Lmm, OnMiss
+
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.npz"
@@ -115,6 +117,12 @@ class PromptInput(_Strict):
     field: Literal["ids", "mask"] = "ids"
 
 
+class TextInput(_Strict):
+    """A stage input that is the normalised prompt itself, as text. Only LMM stages read it."""
+
+    source: Literal["text"] = "text"
+
+
 class StageInput(_Strict):
     """A stage input that is another stage's output."""
 
@@ -123,7 +131,7 @@ class StageInput(_Strict):
     output: str
 
 
-Input = Annotated[ImageInput | PromptInput | StageInput, Field(discriminator="source")]
+Input = Annotated[ImageInput | PromptInput | TextInput | StageInput, Field(discriminator="source")]
 
 
 class Tokenizer(_Strict):
@@ -160,12 +168,17 @@ class Stage(_Strict):
     """One graph with named inputs and outputs; every array has the batch as its first axis."""
 
     name: Name
-    runtime: Literal["onnx", "simulated"] = "onnx"
+    runtime: Literal["onnx", "simulated", "lmm"] = "onnx"
     graph: str | None = None
     """File of the ONNX graph, relative to the bundle."""
     engines: list[Engine] = Field(default_factory=list)
     """The same graph, built for particular GPUs. They are no part of the stage's digest: a feature stays the same."""
     simulated: Simulated | None = None
+    lmm: Lmm | None = None
+    """The LMM and its question. The inputs are ``image`` and, if the question quotes it, ``prompt`` (a
+    :class:`TextInput`); the output is ``feature``, float32 ``[width]``."""
+    on_miss: OnMiss = "compute"
+    """Of an LMM stage: what to do when the feature is not in the store. No part of its digest; settings override it."""
     inputs: dict[str, Input] = Field(min_length=1)
     outputs: list[str] = Field(min_length=1)
     max_batch: int = Field(gt=0, le=4096, default=16)
@@ -178,7 +191,21 @@ class Stage(_Strict):
             raise ValueError(f"stage {self.name!r} runs ONNX but names no graph file")
         if self.runtime == "simulated" and self.simulated is None:
             raise ValueError(f"stage {self.name!r} is simulated but gives no costs")
+        if (self.runtime == "lmm") != (self.lmm is not None):
+            raise ValueError(f"stage {self.name!r}: the runtime lmm and the description of one go together")
+        if self.lmm is not None:
+            self._check_lmm(self.lmm)
+        elif any(isinstance(source, TextInput) for source in self.inputs.values()):
+            raise ValueError(f"stage {self.name!r} reads text, which only LMM stages can")
         return self
+
+    def _check_lmm(self, lmm: Lmm) -> None:
+        kinds: dict[str, type[_Strict]] = {"image": ImageInput} | ({"prompt": TextInput} if lmm.reads_prompt else {})
+        if {name: type(source) for name, source in self.inputs.items()} != kinds:
+            wanted = "the image and the prompt's text" if lmm.reads_prompt else "the image alone"
+            raise ValueError(f"stage {self.name!r}: an LMM asked {lmm.instruction!r} reads {wanted}")
+        if self.outputs != ["feature"] or self.graph is not None or not self.cache:
+            raise ValueError(f"stage {self.name!r}: an LMM gives the output 'feature', has no graph and is cached")
 
 
 class Calibration(_Strict):
@@ -217,6 +244,17 @@ class Reference(_Strict):
         return self
 
 
+class Fallback(_Strict):
+    """A head that does without the features of an LMM: read when they are missing, and its answer flagged as degraded.
+
+    Its raw values need not be on the dimension's scale: it has a calibration of its own, and no percentile.
+    """
+
+    stage: Name
+    output: str
+    calibration: Calibration | None = None
+
+
 class Dimension(_Strict):
     """One thing that the model judges, read from one scalar output (``[batch]`` or ``[batch, 1]``) of one stage."""
 
@@ -236,6 +274,7 @@ class Dimension(_Strict):
     """How far a raw value may move with the batch it rides in, the machine and the provider (float32 on CPU)."""
     calibration: Calibration | None = None
     reference: Reference | None = None
+    fallback: Fallback | None = None
 
 
 class Licence(_Strict):
@@ -311,12 +350,24 @@ class Manifest(_Strict):
                 raise ValueError(f"{where} reads {dimension.stage}.{dimension.output}, which does not exist")
             if dimension.needs_prompt != ("prompt" in self.roots(dimension.stage)):
                 raise ValueError(f"{where}: needs_prompt must say whether its stages read the prompt")
+            if dimension.fallback is not None:
+                self._check_fallback(dimension.fallback, where, dimension.needs_prompt)
         for path in self._named_files():
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise ValueError(f"{path!r} leaves the bundle")
             if path not in self.files:
                 raise ValueError(f"the manifest names {path!r} but carries no digest of it")
         return self
+
+    def _check_fallback(self, fallback: Fallback, where: str, has_prompt: bool) -> None:
+        if fallback.stage not in {stage.name for stage in self.stages} or (
+            fallback.output not in self.stage(fallback.stage).outputs
+        ):
+            raise ValueError(f"the fallback of {where} reads {fallback.stage}.{fallback.output}, which does not exist")
+        if self.lmm_stages(fallback.stage):
+            raise ValueError(f"the fallback of {where} depends on an LMM itself")
+        if "prompt" in self.roots(fallback.stage) and not has_prompt:
+            raise ValueError(f"the fallback of {where} reads the prompt, which the dimension does not")
 
     def _named_files(self) -> list[str]:
         graphs = [stage.graph for stage in self.stages if stage.graph is not None]
@@ -327,5 +378,16 @@ class Manifest(_Strict):
         """What ``stage_name`` depends on in the end: a subset of ``{"image", "prompt"}``."""
         found: set[str] = set()
         for source in self.stage(stage_name).inputs.values():
-            found |= self.roots(source.stage) if isinstance(source, StageInput) else {source.source}
+            if isinstance(source, StageInput):
+                found |= self.roots(source.stage)
+            else:
+                found.add("image" if isinstance(source, ImageInput) else "prompt")
         return found
+
+    def lmm_stages(self, stage_name: str) -> list[str]:
+        """The LMM stages that ``stage_name`` depends on, itself included, in the manifest's order."""
+        needed = {stage_name}
+        for stage in reversed(self.stages):  # a stage stands behind what it reads
+            if stage.name in needed:
+                needed |= {source.stage for source in stage.inputs.values() if isinstance(source, StageInput)}
+        return [stage.name for stage in self.stages if stage.name in needed and stage.lmm is not None]
