@@ -1,7 +1,7 @@
 """``critiq export``: checkpoints to bundles.
 
-One command a family, since each has settings of its own; ``verify`` repeats an export's gates, ``families`` prints what
-can be exported.
+One command a family, since each has settings of its own; ``verify`` repeats an export's gates, ``tensorrt`` adds
+engines to a bundle, ``families`` prints what can be exported.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from critiq_exporters.family_commands import (
     set_threads,
 )
 from critiq_server.bundles.model import BrokenBundle
+from critiq_server.runtime.onnx import ProviderUnavailable
 
 app = typer.Typer(
     name="critiq export",
@@ -88,6 +89,36 @@ def verify(
 
 
 @app.command()
+def tensorrt(
+    bundle: Annotated[Path, typer.Argument(help="Directory of the bundle: the one with manifest.json.")],
+    out: Annotated[Path, typer.Option(help="Where the bundle with engines goes: OUT/NAME/VERSION.")],
+    version: Annotated[str | None, typer.Option(help="Its version; the bundle's with -smNN where left out.")] = None,
+    device: Annotated[int, typer.Option(min=0, help="Number of the GPU.")] = 0,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File of measured kernel times: the next build is faster and chooses the same.")
+    ] = None,
+    workspace_gb: Annotated[float, typer.Option(min=0, help="GPU memory for building, in GiB; 0: no limit.")] = 0,
+    tf32: Annotated[bool, typer.Option(help="Compute float32 products with 10 bits of fraction: faster.")] = False,
+    pictures: Pictures = None,
+    count: Annotated[int, typer.Option(min=4, help="How many pictures the gates use.")] = 8,
+) -> None:
+    """Add TensorRT engines for the GPU of this machine to a bundle, held against its graphs."""
+    from critiq_exporters.core.tensorrt_export import export_engines
+
+    export_engines(
+        bundle,
+        out,
+        gate_pictures(pictures, count),
+        version=version,
+        device=device,
+        timing_cache=timing_cache,
+        workspace=int(workspace_gb * 2**30),
+        tf32=tf32,
+        say=typer.echo,
+    )
+
+
+@app.command()
 def families() -> None:
     """Print the table of what can be exported, as Markdown."""
     typer.echo(table(family.card for family in FAMILIES.values()))
@@ -95,7 +126,7 @@ def families() -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs ``critiq export ARGUMENTS``; returns the exit status: 0 done, 1 a gate failed, 2 bad input."""
-    known = [*FAMILIES, "verify", "families"]
+    known = [*FAMILIES, "verify", "tensorrt", "families"]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         _complain(f"no family is called {arguments[0]!r}; known are {', '.join(FAMILIES)}")
         return 2
@@ -103,7 +134,7 @@ def main(arguments: Sequence[str]) -> int:
         return int(app(args=list(arguments), prog_name="critiq export", standalone_mode=False) or 0)
     except typer.Exit as exit_:
         return exit_.exit_code
-    except (ExportError, BrokenBundle) as error:
+    except (ExportError, BrokenBundle, ProviderUnavailable) as error:
         _complain(str(error))
         return 1
     except (CheckpointError, ValueError, OSError) as error:

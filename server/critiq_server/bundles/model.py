@@ -29,9 +29,10 @@ from critiq_server.bundles.manifest import (
 from critiq_server.features.keys import Key, stage_digest
 from critiq_server.images.views import apply_view
 from critiq_server.prompts import PromptTokenizer
-from critiq_server.runtime.base import Runtime
+from critiq_server.runtime.base import Arrays, Runtime
 from critiq_server.runtime.onnx import OnnxRuntime, ProviderUnavailable, RuntimeSettings
 from critiq_server.runtime.simulated import SimulatedAccelerator
+from critiq_server.runtime.tensorrt_engine import EngineRuntime, open_engine
 from critiq_server.scoring.judgement import Judgement
 
 logger = structlog.get_logger("critiq")
@@ -183,7 +184,7 @@ def _load_stage(directory: Path, manifest: Manifest, stage: Stage, settings: Run
     else:
         assert stage.graph is not None  # noqa: S101 - the manifest's validator saw to it
         try:
-            runtime = OnnxRuntime(directory / stage.graph, settings, stage.outputs)
+            runtime = _open_graph(directory, stage, settings)
         except ProviderUnavailable:
             raise
         except Exception as error:  # onnxruntime has an exception of its own for everything
@@ -195,6 +196,17 @@ def _load_stage(directory: Path, manifest: Manifest, stage: Stage, settings: Run
             )
     inputs = tuple(sorted(stage.inputs.items()))
     return LoadedStage(stage, _digest(manifest, stage), runtime, inputs)
+
+
+def _open_graph(directory: Path, stage: Stage, settings: RuntimeSettings) -> OnnxRuntime | EngineRuntime:
+    if settings.provider == "engine" or (settings.provider == "auto" and stage.engines):
+        try:
+            return open_engine(directory, stage.engines, stage.outputs, settings.device)
+        except ProviderUnavailable as error:
+            if settings.provider == "engine":
+                raise
+            logger.info("no engine for this machine, trying onnxruntime", stage=stage.name, reason=str(error))
+    return OnnxRuntime(directory / str(stage.graph), settings, stage.outputs)
 
 
 def _digest(manifest: Manifest, stage: Stage) -> Key:
@@ -264,13 +276,24 @@ def compute_raw(
                 arrays[name] = _tokens(tokenizer, prompts, source, model.manifest.tokenizers[source.tokenizer].pad_id)
             else:
                 arrays[name] = values[source.stage, source.output]
-        for output, value in stage.runtime.run(arrays, keep_memory=False).items():
+        for output, value in _run(stage, arrays, len(images)).items():
             values[stage.spec.name, output] = value
     columns = []
     for name in dimensions:
         dimension = model.manifest.dimension(name)
         columns.append(values[dimension.stage, dimension.output].reshape(len(images)).astype(np.float64))
     return np.stack(columns, axis=1)
+
+
+def _run(stage: LoadedStage, arrays: Arrays, count: int) -> Arrays:
+    """All rows, no more at a time than the stage takes: an engine is built for that many."""
+    parts = [
+        stage.runtime.run(
+            {name: value[start : start + stage.spec.max_batch] for name, value in arrays.items()}, keep_memory=False
+        )
+        for start in range(0, count, stage.spec.max_batch)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in stage.spec.outputs}
 
 
 def _tokens(tokenizer: PromptTokenizer, prompts: list[str], source: PromptInput, pad_id: int) -> NDArray[np.int64]:

@@ -32,9 +32,10 @@ class RuntimeSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    provider: Literal["auto", "tensorrt", "cuda", "cpu"] = Field(
+    provider: Literal["auto", "engine", "tensorrt", "cuda", "cpu"] = Field(
         "auto",
-        description="Where graphs run. auto: the first of TensorRT, CUDA, CPU that works; a named one must work.",
+        description="Where graphs run. engine: TensorRT engines that the bundle holds, without onnxruntime; tensorrt, "
+        "cuda and cpu: onnxruntime's providers. auto: the first of these that works; a named one must work.",
     )
     device: int = Field(0, ge=0, description="Number of the GPU.")
     threads: int = Field(
@@ -87,6 +88,8 @@ def usable_cores() -> int:
 
 
 def _open(graph: Path, settings: RuntimeSettings) -> tuple[Any, Provider]:
+    if settings.provider == "engine":
+        raise ProviderUnavailable(f"onnxruntime runs no engines, and {graph.name} is a graph")
     if settings.provider != "auto":
         return _session(graph, settings, settings.provider), settings.provider
     available = set(onnxruntime.get_available_providers())
