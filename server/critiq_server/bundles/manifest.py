@@ -184,6 +184,14 @@ class Stage(_Strict):
     max_batch: int = Field(gt=0, le=4096, default=16)
     cache: bool = True
     """Whether outputs are kept in the feature store. Off for stages that cost less than a look-up."""
+    lasting: bool | None = None
+    """Whether they also go to the stores on disk and in the network, where there are any. Left out: those of LMM stages
+    do. No part of the digest."""
+
+    @property
+    def outlasts(self) -> bool:
+        """Whether outputs go to the stores that outlast the process."""
+        return self.cache and (self.runtime == "lmm" if self.lasting is None else self.lasting)
 
     @model_validator(mode="after")
     def _runtime_has_what_it_needs(self) -> Self:

@@ -3,7 +3,7 @@
 A record is a header and the arrays' data. The header carries the format's version, a checksum, and each array's name,
 dtype and shape; numbers are little-endian, arrays stand in the order of their names. Nothing is lost: a float32 array
 whose values all fit bfloat16 or float16 exactly is stored in two bytes a value and comes back as the float32 array it
-was. What a stage computes in half precision, or rounds with :func:`round_to`, so takes half the room.
+was. What a stage rounds to half precision, as LMM stages do, so takes half the room.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from math import prod
-from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -19,9 +18,6 @@ from numpy.typing import NDArray
 
 Features = Mapping[str, NDArray[np.generic]]
 """A stage's outputs for one item, by output name, without the batch axis."""
-
-Precision = Literal["float32", "float16", "bfloat16"]
-"""How exactly a stage's outputs are given; see :func:`round_to`."""
 
 VERSION = 1
 
@@ -41,29 +37,6 @@ _ITEM_BYTES = {_AS_FLOAT16: 2, _AS_BFLOAT16: 2}
 
 class RecordError(ValueError):
     """Features that cannot become a record, or bytes that are no intact record; the message says why."""
-
-
-def round_to(values: NDArray[np.floating[Any]], precision: Precision) -> NDArray[np.float32]:
-    """``values`` as float32, each the nearest that ``precision`` has (ties to even).
-
-    The relative error is at most 2^-11 (0.05 %) in float16, for magnitudes of 6.1e-5 or more, and the absolute error
-    at most 2^-25 below; 2^-9 (0.2 %) in bfloat16.
-
-    Raises:
-        RecordError: a finite value is beyond float16's range of 65,504.
-    """
-    exact = np.asarray(values, np.float32, order="C")
-    if precision == "float32":
-        return exact
-    if precision == "bfloat16":
-        return _bfloat16_rounded(exact)
-    with np.errstate(over="ignore"):
-        rounded = exact.astype(np.float16).astype(np.float32)
-    if (beyond := np.isinf(rounded) & np.isfinite(exact)).any():
-        raise RecordError(
-            f"the value {exact[beyond].flat[0]:g} is beyond float16's range of 65,504; use bfloat16 or float32"
-        )
-    return rounded
 
 
 def encode(features: Features) -> bytes:
@@ -169,11 +142,3 @@ def _array(
     else:
         array = np.frombuffer(block, dtype).copy()
     return array.reshape(shape), at + size
-
-
-def _bfloat16_rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    bits = values.view(np.uint32)
-    # Half of the last kept place, less one where that place is even: ties go to even.
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-    kept = np.where(np.isnan(values), (bits | 0x400000) & np.uint32(0xFFFF0000), rounded)
-    return kept.astype(np.uint32).view(np.float32)
