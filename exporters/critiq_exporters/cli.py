@@ -119,9 +119,9 @@ def tensorrt(
 
 
 @app.command()
-def families() -> None:
+def families(short: Annotated[bool, typer.Option("--short", help="The README's columns only.")] = False) -> None:
     """Print the table of what can be exported, as Markdown."""
-    typer.echo(table(family.card for family in FAMILIES.values()))
+    typer.echo(table((family.card for family in FAMILIES.values()), short))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -32,7 +32,7 @@ def _serve(
         list[str] | None, typer.Option(help="NAME or NAME:VERSION to load at start. May be repeated.")
     ] = None,
     default: Annotated[str | None, typer.Option(help="Model of requests that name none.")] = None,
-    provider: Annotated[str | None, typer.Option(help="auto, tensorrt, cuda or cpu.")] = None,
+    provider: Annotated[str | None, typer.Option(help="auto, engine, tensorrt, cuda or cpu.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting: limits.in_flight=64. May be repeated.")
     ] = None,

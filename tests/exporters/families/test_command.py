@@ -75,6 +75,8 @@ def test_every_family_has_a_card_and_a_command(capsys: pytest.CaptureFixture[str
         assert "--checkpoint" in capsys.readouterr().out
 
 
-def test_the_page_of_families_holds_the_table() -> None:
-    page = Path(__file__).parents[3] / "docs" / "models" / "families.md"
-    assert table(CARDS) in page.read_text("utf-8")
+def test_the_pages_hold_the_tables() -> None:
+    root = Path(__file__).parents[3]
+    for page, short in (("docs/models/families.md", False), ("README.md", True)):
+        told = "critiq export families --short" if short else "critiq export families"
+        assert table(CARDS, short) in (root / page).read_text("utf-8"), f"put what `{told}` prints into {page}"
