@@ -112,7 +112,10 @@ class _Job:
         self.folders, self.say = folders, say
         for folder in folders.values():
             for name, file in model.files.items():
-                shutil.copyfile(file, folder / name)
+                if isinstance(file, bytes):
+                    (folder / name).write_bytes(file)
+                else:
+                    shutil.copyfile(file, folder / name)
         self.tokenizers = open_tokenizers(model.tokenizers, folders["fp32"])
         self.golden: dict[Precision, Trace] = {}
         self.dimensions: dict[Precision, Sequence[Dimension]] = {}

@@ -49,8 +49,8 @@ class Exportable:
     source: str
     options: Options = field(default_factory=dict)
     tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
-    files: Mapping[str, Path] = field(default_factory=dict)
-    """Further files of the bundle (the tokenizers'), by the name that they get."""
+    files: Mapping[str, Path | bytes] = field(default_factory=dict)
+    """Further files of the bundle (the tokenizers'), or their content, by the name that they get."""
 
 
 @dataclass(frozen=True)

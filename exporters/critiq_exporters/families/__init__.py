@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from critiq_exporters.core.exportable import Family
+from critiq_exporters.families.clip import clip_iqa, clipscore, hps, laion, pickscore
 from critiq_exporters.families.maniqa import family as maniqa
 
 FAMILIES: Mapping[str, Family] = {
     family.card.family: family
     for family in (
         maniqa.FAMILY,
+        clipscore.FAMILY,
+        pickscore.FAMILY,
+        hps.FAMILY,
+        laion.FAMILY,
+        clip_iqa.FAMILY,
         # One line a family, in the order of the table in docs/models/families.md.
     )
 }
