@@ -25,6 +25,9 @@ from critiq_server.engine.engine import Engine, ServedModel, StageBatcher, batch
 from critiq_server.engine.pictures import Darkroom
 from critiq_server.engine.workers import Workers
 from critiq_server.features.memory import MemoryStore
+from critiq_server.features.opening import open_tiers
+from critiq_server.features.store import StoreError
+from critiq_server.features.tiers import Report
 from critiq_server.registry import Registry
 from critiq_server.runtime.onnx import CPU, usable_cores
 from critiq_server.service import Service
@@ -52,9 +55,12 @@ class App:
         """Loads the models and listens.
 
         Raises:
-            StartError: a port is taken, or no model could be loaded.
+            StartError: a port is taken, a store on disk cannot be opened, or no model could be loaded.
         """
-        self.service = self._build_service()
+        try:
+            self.service = self._build_service()
+        except StoreError as error:
+            raise StartError(str(error)) from error
         self._grpc = GrpcFace(self.service)
         self._rest = _Uvicorn(rest_app(self.service, lambda: self._ready and self.service.registry.ready))
         self._listen()
@@ -78,12 +84,15 @@ class App:
         await asyncio.gather(self._grpc.server.stop(1.0), *self._serving, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.service.registry.close(), 5.0)
+        if self._below is not None:
+            await self._below.close()
         self._workers.close()
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
 
     def _build_service(self) -> Service:
         settings, metrics = self.settings, self.metrics
+        self._below = open_tiers(settings.features, self._on_tier, lambda tier: metrics.tier_damaged.labels(tier).inc())
         store = MemoryStore(settings.engine.store_mb * 2**20)
         metrics.store_bytes.set_function(lambda: store.size_bytes)
         lookups: dict[tuple[str, bool], Any] = {}
@@ -112,7 +121,7 @@ class App:
             self._serve_model,
             self._on_model_change,
         )
-        engine = Engine(store, on_lookup)
+        engine = Engine(store, on_lookup, self._below)
         return Service(settings, registry, engine, darkroom, admission, metrics)
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:
@@ -141,7 +150,24 @@ class App:
                 name=stage_name,
                 pool=self._workers if stage.runtime.provider == CPU else None,
             )
-        return ServedModel(model, batchers)
+        lasting = {
+            stage_name
+            for stage_name, stage in model.stages.items()
+            if stage.spec.outlasts or (stage.spec.cache and settings.features.includes(name, stage_name))
+        }
+        return ServedModel(model, batchers, frozenset(lasting))
+
+    def _on_tier(self, report: Report) -> None:
+        metrics, tier, operation = self.metrics, report.tier, report.operation
+        counter, done, left = (
+            (metrics.tier_lookups, "hit", "miss") if operation == "get" else (metrics.tier_writes, "written", "error")
+        )
+        left = "skipped" if report.skipped else "error" if report.failed else left
+        counter.labels(tier, done).inc(report.done)
+        counter.labels(tier, left).inc(report.asked - report.done)
+        metrics.tier_bytes.labels(tier, operation).inc(report.bytes)
+        if not report.skipped:
+            metrics.tier_seconds.labels(tier, operation).observe(report.seconds)
 
     def _on_model_change(self, name: str, version: str, serving: bool) -> None:
         self.metrics.models.labels(name, version).set(1 if serving else 0)

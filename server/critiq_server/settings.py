@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
+from critiq_server.features.settings import FeatureSettings
 from critiq_server.images.limits import ImageLimits
 from critiq_server.runtime.onnx import RuntimeSettings
 
@@ -113,6 +114,7 @@ class Settings(BaseSettings):
     models: ModelSettings = Field(default_factory=ModelSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
+    features: FeatureSettings = Field(default_factory=FeatureSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 

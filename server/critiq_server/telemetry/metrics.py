@@ -71,11 +71,41 @@ class Metrics:
         )
         self.lookups = Counter(
             "critiq_store_lookups_total",
-            "Look-ups in the feature store, by stage and outcome (hit, miss).",
+            "Look-ups in the feature store in memory, by stage and outcome (hit, miss).",
             ["stage", "outcome"],
             registry=registry,
         )
         self.store_bytes = Gauge("critiq_store_bytes", "Bytes in the memory store.", registry=registry)
+        self.tier_lookups = Counter(
+            "critiq_feature_lookups_total",
+            "Features looked up below memory, by tier (disk, network) and outcome: hit, miss, error (the tier failed), "
+            "skipped (it failed a moment ago).",
+            ["tier", "outcome"],
+            registry=registry,
+        )
+        self.tier_writes = Counter(
+            "critiq_feature_writes_total",
+            "Features to be kept below memory, by tier and outcome: written, error, skipped (it failed a moment ago, "
+            "or too much is waiting).",
+            ["tier", "outcome"],
+            registry=registry,
+        )
+        self.tier_bytes = Counter(
+            "critiq_feature_bytes_total",
+            "Bytes of features read from and written to each tier below memory.",
+            ["tier", "operation"],
+            registry=registry,
+        )
+        self.tier_seconds = Histogram(
+            "critiq_feature_seconds",
+            "Time of one operation (get, put) of many features on a tier below memory.",
+            ["tier", "operation"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.tier_damaged = Counter(
+            "critiq_feature_damaged_total", "Stored features found damaged, by tier.", ["tier"], registry=registry
+        )
         self.models = Gauge(
             "critiq_model_ready", "1 while a version is served.", ["model", "version"], registry=registry
         )
