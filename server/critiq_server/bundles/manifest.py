@@ -99,7 +99,35 @@ class FiveCropsView(_Strict):
         return self
 
 
-View = Annotated[ResizeView | CropsView | FiveCropsView, Field(discriminator="kind")]
+class NativeView(_Strict):
+    """The whole picture at its own resolution: uint8 ``[height, width, 3]``, another shape for every size of picture.
+
+    It is resized, keeping its aspect ratio, only if its shorter side is below ``shorter_min`` (enlarged) or its longer
+    side above ``longer_max`` (shrunk). Both cannot be had of a very long strip: its shorter side becomes
+    ``shorter_min``, and of its longer side the middle ``longer_max`` are kept. What is over a multiple of ``multiple``
+    is then cut off at the bottom and on the right.
+    """
+
+    kind: Literal["native"] = "native"
+    shorter_min: int = Field(gt=0, le=4096, default=1)
+    longer_max: int = Field(gt=0, le=16384, default=2048)
+    multiple: int = Field(gt=0, le=1024, default=1)
+    filter: Filter = "bicubic"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of what a stage gets, at the most."""
+        longest = self.longer_max // self.multiple * self.multiple
+        return 3 * longest**2
+
+    @model_validator(mode="after")
+    def _bounds_leave_room(self) -> Self:
+        if not self.multiple <= self.shorter_min <= self.longer_max:
+            raise ValueError("a native view needs multiple <= shorter_min <= longer_max")
+        return self
+
+
+View = Annotated[ResizeView | CropsView | FiveCropsView | NativeView, Field(discriminator="kind")]
 
 
 class ImageInput(_Strict):

@@ -1,4 +1,4 @@
-"""Pixels -> what a stage reads: a resized picture or a grid of windows.
+"""Pixels -> what a stage reads: a resized picture, a grid of windows, or the picture as it is.
 
 Every step is Pillow's antialiased resampling, OpenCV's cubic one (our own code) or a plain copy, so a view of the same
 pixels is the same on every call; the geometry is whole pixels, decided by the functions at the end of this page alone.
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from critiq_server.bundles.manifest import CropsView, Filter, FiveCropsView, ResizeView
+from critiq_server.bundles.manifest import CropsView, Filter, FiveCropsView, NativeView, ResizeView, View
 from critiq_server.images.cubic import resize_cubic
 from critiq_server.images.source import Pixels
 
@@ -27,14 +27,17 @@ Size = tuple[int, int]
 """``(height, width)`` in pixels."""
 
 
-def apply_view(pixels: Pixels, view: ResizeView | CropsView | FiveCropsView) -> NDArray[np.uint8]:
+def apply_view(pixels: Pixels, view: View) -> NDArray[np.uint8]:
     """``pixels`` (RGB uint8 ``[height, width, 3]``) as ``view`` shows them.
 
     Returns C-contiguous uint8: ``[view.height, view.width, 3]`` for a :class:`ResizeView`, and
     ``[view.rows * view.columns, view.height, view.width, 3]``, row by row, for a :class:`CropsView`;
-    ``[5, view.height, view.width, 3]`` for a :class:`FiveCropsView`. The result may be read-only, and is ``pixels``
-    itself where the view changes nothing. Raises nothing for a picture of at least 1 x 1.
+    ``[5, view.height, view.width, 3]`` for a :class:`FiveCropsView`; ``[height, width, 3]`` with sides that depend on
+    the picture's for a :class:`NativeView`. The result may be read-only, and is ``pixels`` itself where the view
+    changes nothing. Raises nothing for a picture of at least 1 x 1.
     """
+    if isinstance(view, NativeView):
+        return _native(pixels, view)
     if isinstance(view, CropsView | FiveCropsView):
         return _crops(pixels, view)
     if view.fit == "crop":
@@ -44,9 +47,17 @@ def apply_view(pixels: Pixels, view: ResizeView | CropsView | FiveCropsView) -> 
     return np.ascontiguousarray(_resized(pixels, (view.height, view.width), view.filter))
 
 
-def resizes(view: ResizeView | CropsView | FiveCropsView, height: int, width: int) -> bool:
+def resizes(view: View, height: int, width: int) -> bool:
     """Whether ``view`` shows a picture of ``height`` x ``width`` pixels at another resolution than its own."""
     return _scaled_size(view, (height, width)) != (height, width)
+
+
+def _native(pixels: Pixels, view: NativeView) -> Pixels:
+    scaled = _resized(pixels, _scaled_size(view, _size(pixels)), view.filter)
+    kept = [min(side, view.longer_max) for side in _size(scaled)]
+    top, left = (_middle(side, length) for side, length in zip(_size(scaled), kept, strict=True))
+    height, width = (length // view.multiple * view.multiple for length in kept)
+    return np.ascontiguousarray(scaled[top : top + height, left : left + width])
 
 
 def _crops(pixels: Pixels, view: CropsView | FiveCropsView) -> NDArray[np.uint8]:
@@ -84,9 +95,11 @@ def _resized(pixels: Pixels, size: Size, name: Filter) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), PILLOW_FILTERS[name]))
 
 
-def _scaled_size(view: ResizeView | CropsView | FiveCropsView, size: Size) -> Size:
+def _scaled_size(view: View, size: Size) -> Size:
     """Size of the whole picture when it has the resolution at which ``view`` shows it."""
     height, width = size
+    if isinstance(view, NativeView):
+        return _native_size(view, height, width)
     if isinstance(view, CropsView | FiveCropsView):
         shorter = min(size)
         target = min(max(shorter, view.shorter_min), view.shorter_max)
@@ -102,6 +115,17 @@ def _scaled_size(view: ResizeView | CropsView | FiveCropsView, size: Size) -> Si
     if narrower:
         return view.height, max(1, _times(width, view.height, height))
     return max(1, _times(height, view.width, width)), view.width
+
+
+def _native_size(view: NativeView, height: int, width: int) -> Size:
+    """Enlarging wins where both bounds are broken: what is too long then is cut."""
+    shorter, longer = min(height, width), max(height, width)
+    numerator, denominator = 1, 1
+    if longer > view.longer_max:
+        numerator, denominator = view.longer_max, longer
+    if shorter * numerator < view.shorter_min * denominator:
+        numerator, denominator = view.shorter_min, shorter
+    return _times(height, numerator, denominator), _times(width, numerator, denominator)
 
 
 def _corners(view: CropsView | FiveCropsView, height: int, width: int) -> list[Size]:

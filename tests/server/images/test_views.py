@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from critiq_server.bundles.manifest import CropsView, Filter, ResizeView
+from critiq_server.bundles.manifest import CropsView, Filter, NativeView, ResizeView
 from critiq_server.images.views import PAD_GREY, apply_view, resizes
 
 FILTERS: tuple[Filter, ...] = ("bilinear", "bicubic", "lanczos", "box")
@@ -145,3 +145,56 @@ def test_any_picture_gets_exactly_the_shape_of_the_view(size: tuple[int, int], v
     assert seen.flags.c_contiguous
     assert np.array_equal(seen, apply_view(pixels, view))
     assert np.array_equal(pixels, before)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (65, 127), (200, 64)])
+def test_a_native_view_leaves_the_resolution_and_cuts_bottom_and_right(height: int, width: int) -> None:
+    view = NativeView(shorter_min=64, longer_max=200, multiple=32)
+    pixels = ramp(height, width)
+    assert not resizes(view, height, width)
+    assert np.array_equal(apply_view(pixels, view), pixels[: height // 32 * 32, : width // 32 * 32])
+    assert np.shares_memory(apply_view(pixels, NativeView()), pixels)
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((30, 40), (64, 85)),
+        ((400, 300), (200, 150)),
+        ((100, 400), (64, 200)),
+        ((1, 900), (64, 200)),
+        ((1, 1), (64, 64)),
+    ],
+)
+def test_a_native_view_resizes_outside_its_bounds_only(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    view = NativeView(shorter_min=64, longer_max=200)
+    assert resizes(view, *size)
+    assert apply_view(ramp(*size), view).shape == (*shown, 3)
+    assert apply_view(ramp(*size[::-1]), view).shape == (*shown[::-1], 3)
+
+
+def test_of_a_strip_within_neither_bound_a_native_view_keeps_the_middle() -> None:
+    strip = np.repeat(np.repeat(ramp(2, 100), 2, axis=0), 2, axis=1)
+    enlarged = np.asarray(Image.fromarray(strip).resize((400, 8), Image.Resampling.BOX))
+    view = NativeView(shorter_min=8, longer_max=80, filter="box")
+    assert np.array_equal(apply_view(strip, view), enlarged[:, 160:240])
+
+
+@settings(max_examples=60)
+@given(
+    st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    st.integers(1, 40),
+    st.integers(0, 60),
+    st.integers(0, 100),
+)
+def test_a_native_view_is_always_within_its_bounds(size: tuple[int, int], multiple: int, more: int, most: int) -> None:
+    view = NativeView(shorter_min=multiple + more, longer_max=multiple + more + most, multiple=multiple)
+    shown = apply_view(ramp(*size), view)
+    assert shown.nbytes <= view.size_bytes
+    assert all(side % multiple == 0 and multiple <= side <= view.longer_max for side in shown.shape[:2])
+
+
+def test_bounds_of_a_native_view_that_leave_no_room_are_refused() -> None:
+    for bounds in ({"shorter_min": 64, "longer_max": 63}, {"shorter_min": 16, "multiple": 32}):
+        with pytest.raises(ValueError, match="multiple <= shorter_min <= longer_max"):
+            NativeView(**bounds)
