@@ -34,8 +34,12 @@ class ResizeView(_Strict):
     kind: Literal["resize"] = "resize"
     height: int = Field(gt=0, le=4096)
     width: int = Field(gt=0, le=4096)
-    fit: Literal["stretch", "crop", "pad"] = "stretch"
-    """``stretch`` ignores the aspect ratio; ``crop`` keeps it, cuts the middle; ``pad`` keeps it, adds grey borders."""
+    fit: Literal["stretch", "crop", "crop_rounded", "pad", "pad_black"] = "stretch"
+    """``stretch`` ignores the aspect ratio; ``crop`` keeps it, cuts the middle; ``pad`` keeps it, adds grey borders.
+
+    ``crop_rounded`` is torchvision's middle (where the excess is 3, 7, 11, ... pixels it lies one further down or right
+    than ``crop``'s, which is transformers'); ``pad_black`` adds black borders.
+    """
     filter: Filter = "bicubic"
 
     @property

@@ -21,7 +21,7 @@ PILLOW_FILTERS: dict[Filter, Image.Resampling] = {
     "box": Image.Resampling.BOX,
 }
 PAD_GREY = 128
-"""Level of the borders that ``fit="pad"`` adds, in all three channels."""
+"""Level of the borders that ``fit="pad"`` adds, in all three channels; ``pad_black`` adds 0."""
 
 Size = tuple[int, int]
 """``(height, width)`` in pixels."""
@@ -40,9 +40,9 @@ def apply_view(pixels: Pixels, view: View) -> NDArray[np.uint8]:
         return _native(pixels, view)
     if isinstance(view, CropsView | FiveCropsView):
         return _crops(pixels, view)
-    if view.fit == "crop":
+    if view.fit in ("crop", "crop_rounded"):
         return _resized_middle(pixels, view)
-    if view.fit == "pad":
+    if view.fit in ("pad", "pad_black"):
         return _padded(pixels, view)
     return np.ascontiguousarray(_resized(pixels, (view.height, view.width), view.filter))
 
@@ -72,7 +72,8 @@ def _crops(pixels: Pixels, view: CropsView | FiveCropsView) -> NDArray[np.uint8]
 def _resized_middle(pixels: Pixels, view: ResizeView) -> Pixels:
     """Resized whole, then cut, as CLIP-shaped encoders expect: resampling the middle alone differs a little."""
     scaled = _resized(pixels, _scaled_size(view, _size(pixels)), view.filter)
-    top, left = _middle(scaled.shape[0], view.height), _middle(scaled.shape[1], view.width)
+    middle = _rounded_middle if view.fit == "crop_rounded" else _middle
+    top, left = middle(scaled.shape[0], view.height), middle(scaled.shape[1], view.width)
     return np.ascontiguousarray(scaled[top : top + view.height, left : left + view.width])
 
 
@@ -81,7 +82,7 @@ def _padded(pixels: Pixels, view: ResizeView) -> Pixels:
     height, width = _size(scaled)
     if (height, width) == (view.height, view.width):
         return np.ascontiguousarray(scaled)
-    canvas = np.full((view.height, view.width, 3), PAD_GREY, np.uint8)
+    canvas = np.full((view.height, view.width, 3), 0 if view.fit == "pad_black" else PAD_GREY, np.uint8)
     top, left = _middle(view.height, height), _middle(view.width, width)
     canvas[top : top + height, left : left + width] = scaled
     return canvas
@@ -107,7 +108,7 @@ def _scaled_size(view: View, size: Size) -> Size:
     if view.fit == "stretch":
         return view.height, view.width
     narrower = width * view.height < height * view.width  # than the view
-    if view.fit == "crop":
+    if view.fit in ("crop", "crop_rounded"):
         # Rounded down, as the preparation of CLIP-shaped encoders does.
         if narrower:
             return max(view.height, height * view.width // width), view.width
@@ -152,6 +153,11 @@ def _grid(length: int, window: int, count: int) -> list[int]:
 
 def _middle(length: int, window: int) -> int:
     return (length - window) // 2
+
+
+def _rounded_middle(length: int, window: int) -> int:
+    """To the nearest pixel, halves to the even one."""
+    return round((length - window) / 2)
 
 
 def _size(pixels: Pixels) -> Size:

@@ -31,7 +31,7 @@ def corners_of(windows: NDArray[np.uint8]) -> list[tuple[int, int]]:
     return [(int(window[0, 0, 0]), int(window[0, 0, 1])) for window in windows]
 
 
-@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("fit", ["stretch", "crop", "crop_rounded", "pad", "pad_black"])
 def test_a_picture_that_already_has_the_size_is_not_touched(fit: str) -> None:
     view = ResizeView.model_validate({"height": 40, "width": 60, "fit": fit})
     pixels = ramp(40, 60)
@@ -63,6 +63,22 @@ def test_crop_cuts_without_resizing_when_one_side_fits() -> None:
     assert not resizes(view, 40, 100)
     assert np.array_equal(apply_view(ramp(40, 100), view), ramp(40, 100)[:, 30:70])
     assert np.array_equal(apply_view(ramp(100, 40), view), ramp(100, 40)[30:70])
+
+
+@pytest.mark.parametrize(("excess", "cut", "cut_rounded"), [(1, 0, 0), (2, 1, 1), (3, 1, 2), (5, 2, 2), (7, 3, 4)])
+def test_the_two_middles_differ_where_half_a_pixel_is_left_over(excess: int, cut: int, cut_rounded: int) -> None:
+    for fit, left in (("crop", cut), ("crop_rounded", cut_rounded)):
+        view = ResizeView.model_validate({"height": 40, "width": 40, "fit": fit})
+        assert np.array_equal(apply_view(ramp(40, 40 + excess), view), ramp(40, 40 + excess)[:, left : left + 40])
+        assert np.array_equal(apply_view(ramp(40 + excess, 40), view), ramp(40 + excess, 40)[left : left + 40])
+
+
+def test_black_borders_differ_from_grey_ones_in_their_level_alone() -> None:
+    pixels = np.full((20, 40, 3), 200, np.uint8)
+    grey, black = (apply_view(pixels, ResizeView(height=40, width=40, fit=fit)) for fit in ("pad", "pad_black"))
+    assert (black[:10] == 0).all()
+    assert (black[30:] == 0).all()
+    assert np.array_equal(black[10:30], grey[10:30])
 
 
 @pytest.mark.parametrize(("height", "width", "inner"), [(80, 40, (0, 40, 10, 30)), (20, 40, (10, 30, 0, 40))])
@@ -118,7 +134,7 @@ def test_crops_are_cut_from_the_picture_resized_in_proportion() -> None:
             ResizeView,
             height=st.integers(1, 120),
             width=st.integers(1, 120),
-            fit=st.sampled_from(["stretch", "crop", "pad"]),
+            fit=st.sampled_from(["stretch", "crop", "crop_rounded", "pad", "pad_black"]),
             filter=st.sampled_from(FILTERS),
         ),
         st.tuples(st.integers(1, 64), st.integers(1, 64), st.integers(1, 4), st.integers(1, 4)).flatmap(
