@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from critiq_exporters.core.pictures import Pixels
+from critiq_exporters.core.rows import Rows, alike, as_rows, take
 from critiq_server.bundles.manifest import Dimension, ImageInput, PromptInput, Stage, Tokenizer
 from critiq_server.images.views import apply_view
 from critiq_server.prompts import PromptTokenizer
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays = Mapping[str, Rows]
 Run = Callable[[Stage, Arrays], Arrays]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What went into and came out of every stage, by stage name; every array has one row a picture."""
+    """What went into and came out of every stage, by stage name; every array has one row a picture (``rows``)."""
 
     inputs: Mapping[str, Arrays]
     outputs: Mapping[str, Arrays]
@@ -46,7 +47,10 @@ def evaluate(
     prompts: Sequence[str],
     batch: int = 1,
 ) -> Trace:
-    """Computes ``stages`` in their order, ``batch`` pictures at a time. Prompts are padded to the longest."""
+    """Computes ``stages`` in their order, ``batch`` pictures of one shape at a time.
+
+    Prompts are padded to the longest.
+    """
     inputs: dict[str, Arrays] = {}
     outputs: dict[str, Arrays] = {}
     seconds: dict[str, float] = {}
@@ -54,7 +58,7 @@ def evaluate(
         arrays: dict[str, NDArray[Any]] = {}
         for name, source in stage.inputs.items():
             if isinstance(source, ImageInput):
-                arrays[name] = np.stack([apply_view(picture, source.view) for picture in pictures])
+                arrays[name] = as_rows([apply_view(picture, source.view) for picture in pictures])
             elif isinstance(source, PromptInput):
                 arrays[name] = _tokens(*tokenizers[source.tokenizer], prompts, source)
             else:
@@ -67,13 +71,17 @@ def evaluate(
 
 
 def run_in_batches(stage: Stage, run: Run, arrays: Arrays, batch: int) -> Arrays:
-    """All rows of ``arrays`` through one stage, at most ``batch`` at a time."""
-    count = len(next(iter(arrays.values())))
-    parts = [
-        run(stage, {name: value[start : start + batch] for name, value in arrays.items()})
-        for start in range(0, count, batch)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in stage.outputs}
+    """All rows of ``arrays`` through one stage, at most ``batch`` of one shape at a time."""
+    found: dict[int, Arrays] = {}
+    for group in alike(arrays):
+        for start in range(0, len(group), batch):
+            numbers = group[start : start + batch]
+            values = run(stage, {name: take(rows, numbers) for name, rows in arrays.items()})
+            found |= {
+                int(number): {name: values[name][place] for name in stage.outputs}
+                for place, number in enumerate(numbers)
+            }
+    return {name: as_rows([found[number][name] for number in range(len(found))]) for name in stage.outputs}
 
 
 def open_tokenizers(tokenizers: Mapping[str, Tokenizer], folder: Path) -> dict[str, tuple[Tokenizer, PromptTokenizer]]:

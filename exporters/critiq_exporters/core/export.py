@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from critiq_exporters.core.bundle import publish, staging, today, write_golden, write_manifest
@@ -32,6 +33,7 @@ from critiq_exporters.core.graphs import ExportError, write_graph
 from critiq_exporters.core.pictures import Pixels, drawn_pictures, prompts
 from critiq_exporters.core.precisions import NOTES, Precision, convert
 from critiq_exporters.core.report import PrecisionReport, Report, packages
+from critiq_exporters.core.rows import alike, take
 from critiq_server.bundles.manifest import Dimension, Stage
 
 _GOLDEN = 4
@@ -148,7 +150,8 @@ class _Job:
         folder = self.folders["fp32"]
         for stage in self.stages:
             self.say(f"fp32: writing {stage.graph}")
-            example = {name: value[:2] for name, value in eager.inputs[stage.name].items()}
+            numbers = np.resize(alike(eager.inputs[stage.name])[0], 2)
+            example = {name: take(rows, numbers) for name, rows in eager.inputs[stage.name].items()}
             write_graph(self.model.modules[stage.name], stage, example, folder / str(stage.graph))
         self.say("fp32: holding the graphs against torch")
         run = self._onnx("fp32")
@@ -176,7 +179,7 @@ class _Job:
         ]
         drift = {}
         for stage in self.stages:
-            inputs = {name: value[:1] for name, value in reference.inputs[stage.name].items()}
+            inputs = {name: take(rows, np.array([0])) for name, rows in reference.inputs[stage.name].items()}
             graphs = (source / str(stage.graph), folder / str(stage.graph))
             layers = layer_drift(*graphs, inputs, self.settings.threads)
             drift[stage.name] = layers[:_LAYERS_SHOWN]
