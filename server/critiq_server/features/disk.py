@@ -15,7 +15,7 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from critiq_server.features.store import StoreDamaged, StoreError, StoreFormatEr
 FORMAT = "critiq-features/1"
 
 _TRIM_FROM, _TRIM_TO = 0.85, 0.80
-"""Shares of the limit. The rest is room for the pages that LMDB writes anew before it frees the old ones."""
+"""Shares of the limit at which room is made, and to which. The rest is for the pages that LMDB writes anew before it
+frees the old ones."""
 _TRIM_STEP = 1000
 """Entries dropped in one transaction at the most."""
 _MAX_USES = 100_000
@@ -133,19 +134,18 @@ class DiskStore:
         """
         if self.read_only:
             raise StoreError(f"{self.path} was opened to read only")
-        self._check_fits(records)
-        uses = self._take_uses()
+        incoming = sum(map(_cost, records.values()))
+        self._check_fits(records, incoming)
         with self._failures():
-            for share in (0.6, 0.3, 0.0):
+            self._make_room(incoming)
+            for share in (0.5, 0.2, 0.0):
                 try:
                     with self._environment.begin(write=True) as transaction:
-                        self._write(transaction, records, notes or {}, uses)
-                    break
+                        self._write(transaction, records, notes or {}, self._take_uses())
+                    return
                 except lmdb.MapFullError:
                     self._trim(share)
-            else:
-                raise StoreFull(f"{self.path} is full of notes or of pages that readers hold; raise its limit")
-            self._trim(_TRIM_FROM)
+        raise StoreFull(f"{self.path} is full of notes, or of pages that readers hold; raise its limit")
 
     def holds(self, keys: Iterable[Key]) -> set[Key]:
         """Those of ``keys`` that are there, intact or not."""
@@ -234,9 +234,9 @@ class DiskStore:
             environment.open_db(name, create=False) for name in (b"records", b"notes", b"uses", b"order")
         )
 
-    def _check_fits(self, records: Mapping[Key, bytes]) -> None:
+    def _check_fits(self, records: Mapping[Key, bytes], incoming: int) -> None:
         """One request must not drop everything else, and still fail."""
-        if self._max_bytes is not None and sum(map(_cost, records.values())) > 0.7 * self._max_bytes:
+        if self._max_bytes is not None and incoming > 0.7 * self._max_bytes:
             raise StoreFull(
                 f"{self.path} is limited to {self._max_bytes:,} bytes, too few for {len(records)} entries of "
                 f"{sum(map(len, records.values())):,} bytes at once; raise the limit"
@@ -280,17 +280,26 @@ class DiskStore:
         transaction.put(key, _USE.pack(clock, cost), db=self._use_of)
         transaction.put(_STAMP.pack(clock), key, db=self._order)
 
-    def _trim(self, start: float) -> None:
-        """Drops what was used longest ago if entries take more than ``start`` of the limit."""
+    def _make_room(self, incoming: int) -> None:
         if self._max_bytes is None:
             return
         with self._environment.begin() as transaction:
             size = self._entry_bytes(transaction)
-        if size <= start * self._max_bytes:
+        if size + incoming <= _TRIM_FROM * self._max_bytes:
             return
-        target = int(min(start, _TRIM_TO) * self._max_bytes)
+        with suppress(lmdb.MapFullError), self._environment.begin(write=True) as transaction:
+            # First of all, or what was used a moment ago would count as old.
+            self._write(transaction, {}, {}, self._take_uses())
+        self._trim(_TRIM_TO - incoming / self._max_bytes)
+
+    def _trim(self, share: float) -> None:
+        """Drops what was used longest ago until entries take no more than ``share`` of the limit."""
+        if self._max_bytes is None:
+            return
+        target = int(share * self._max_bytes)
         # Dropping, too, writes pages anew before it frees the old ones.
         step = min(_TRIM_STEP, max(8, self._max_bytes // 2**18))
+        size = target + 1
         while size > target:
             with self._environment.begin(write=True) as transaction:
                 size = self._drop_oldest(transaction, target, step)
@@ -351,8 +360,11 @@ class DiskStore:
             ) from error
         except lmdb.Error as error:
             text = str(error)
-            if "No space left" in text or "too large" in text or "quota" in text.lower():
-                raise StoreFull(f"{self.path} cannot grow ({text}); make room on its file system") from error
+            # LMDB calls a write that was cut short, as a full disk does it, an input/output error.
+            if any(reason in text for reason in ("No space left", "too large", "quota", "Input/output")):
+                raise StoreFull(
+                    f"{self.path} cannot be written ({text}): its file system is full, or fails; make room there"
+                ) from error
             raise StoreError(f"{self.path}: {text}") from error
 
 

@@ -22,7 +22,7 @@ Features = Mapping[str, NDArray[np.generic]]
 VERSION = 1
 
 _HEAD = struct.Struct("<2sBBI")
-"""Magic, version, number of arrays, CRC-32 of all that follows."""
+"""Magic, version, number of arrays, CRC-32 of all that follows, begun with that number."""
 _MAGIC = b"cF"
 _ARRAY = struct.Struct("<BBB")
 """Dtype, how it is stored, number of dimensions; after the name."""
@@ -60,7 +60,7 @@ def encode(features: Features) -> bytes:
         headers.append(struct.pack(f"<{array.ndim}I", *array.shape))
         blocks.append(block)
     body = b"".join(headers + blocks)
-    return _HEAD.pack(_MAGIC, VERSION, len(features), crc32(body)) + body
+    return _HEAD.pack(_MAGIC, VERSION, len(features), crc32(body, len(features))) + body
 
 
 def decode(record: bytes | memoryview) -> dict[str, NDArray[np.generic]]:
@@ -89,13 +89,13 @@ def check(record: bytes | memoryview) -> memoryview:
     """What follows a record's fixed head, its checksum proven; raises as :func:`decode`."""
     if len(record) < _HEAD.size:
         raise RecordError(f"the record is cut short: {len(record)} bytes")
-    magic, version, _, checksum = _HEAD.unpack_from(record)
+    magic, version, count, checksum = _HEAD.unpack_from(record)
     if magic != _MAGIC:
         raise RecordError(f"this is no record of features (it begins with {bytes(record[:4])!r})")
     if version != VERSION:
         raise RecordError(f"the record has format {version}, this program reads format {VERSION}")
     body = memoryview(record)[_HEAD.size :]
-    if crc32(body) != checksum:
+    if crc32(body, count) != checksum:
         raise RecordError("the record is damaged: its checksum is wrong")
     return body
 
