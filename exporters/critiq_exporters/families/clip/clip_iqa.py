@@ -18,11 +18,20 @@ from typing_extensions import Doc
 from critiq_exporters.core.exportable import Card, Exportable, Family
 from critiq_exporters.families.clip.folder import Activation, Folder, open_clip_folder
 from critiq_exporters.families.clip.heads import Antonyms
-from critiq_exporters.families.clip.network import TextEncoder
+from critiq_exporters.families.clip.network import PictureTower, TextEncoder
 from critiq_exporters.families.clip.options import ACTIVATION, TOKENIZER
 from critiq_exporters.families.clip.resnet import PictureResnet
 from critiq_exporters.families.clip.stages import picture_parts
-from critiq_server.bundles.manifest import Calibration, Dimension, Licence, ResizeView, Stage, StageInput
+from critiq_server.bundles.manifest import (
+    Calibration,
+    Dimension,
+    Licence,
+    NativeView,
+    ResizeView,
+    Stage,
+    StageInput,
+    View,
+)
 
 PAIRS: Mapping[str, tuple[str, str]] = {
     "visual_quality": ("Good photo.", "Bad photo."),
@@ -39,7 +48,9 @@ PAIRS: Mapping[str, tuple[str, str]] = {
 }
 """The attributes of the paper, the first text being what 1 stands for."""
 
-Fit = Literal["crop", "stretch"]
+Fit = Literal["native", "crop", "stretch"]
+_LONGEST = 1024
+_SHORTEST = 32
 
 CARD = Card(
     family="clip_iqa",
@@ -66,11 +77,17 @@ def load(
             f"({', '.join(PAIRS)}) or your own as NAME=FIRST TEXT|SECOND TEXT."
         ),
     ] = "visual_quality;brightness;cleanness;colourfulness;sharpness;contrast",
+    fit: Annotated[
+        Fit | None,
+        Doc(
+            "native: the picture at its own resolution, as the paper has it; for residual networks only, and their "
+            "default. crop, stretch: at a fixed size, without its borders or without its proportions."
+        ),
+    ] = None,
     side: Annotated[
         int | None,
-        Doc("Pixels a side that pictures are brought to. A residual network takes any, a transformer its own only."),
+        Doc("Pixels: the longest side of native pictures (1024), or the side of fixed ones (the network's own)."),
     ] = None,
-    fit: Annotated[Fit, Doc("Whether pictures that are not square lose their borders or their proportions.")] = "crop",
 ) -> Exportable:
     """CLIP-IQA from a CLIP checkpoint: attributes of a picture from pairs of opposite texts (AAAI 2023).
 
@@ -80,11 +97,8 @@ def load(
     """
     pairs = parse_pairs(attributes)
     folder = open_clip_folder(checkpoint, tokenizer=tokenizer, activation=activation, positions=False)
-    own = folder.network.image.side
-    if side is not None and side != own and not isinstance(folder.network.image, PictureResnet):
-        raise ValueError(f"this checkpoint's transformer takes pictures of {own} pixels a side, --side says {side}")
-    view = ResizeView(height=side or own, width=side or own, fit=fit)
-    picture = picture_parts(folder, view)
+    view = _view(folder.network.image, fit, side)
+    picture = picture_parts(folder, view, max_batch=4 if isinstance(view, NativeView) else 16)
     stage = Stage(
         name="antonyms",
         graph="antonyms.onnx",
@@ -102,8 +116,30 @@ def load(
         dimensions=tuple(_dimension(name, texts) for name, texts in pairs.items()),
         licence=Licence(code="Apache-2.0", weights="as their source says: see provenance", data="not in the bundle"),
         source=f"CLIP checkpoint {checkpoint.name}",
-        options={"activation": activation, "attributes": attributes, "fit": fit, **({"side": side} if side else {})},
+        options={
+            "activation": activation,
+            "attributes": attributes,
+            **({"fit": fit} if fit else {}),
+            **({"side": side} if side else {}),
+        },
     )
+
+
+def _view(tower: PictureTower, fit: Fit | None, side: int | None) -> View:
+    free = isinstance(tower, PictureResnet)
+    chosen: Fit = fit or ("native" if free else "crop")
+    if not free and (chosen == "native" or side not in (None, tower.side)):
+        raise ValueError(
+            f"this checkpoint's picture tower is a transformer with {tower.side} pixels a side: it takes no --side but "
+            "its own, and no --fit native"
+        )
+    if chosen == "native":
+        longest = side or _LONGEST
+        if longest < _SHORTEST:
+            raise ValueError(f"--side {longest} is less than the {_SHORTEST} pixels that the network needs")
+        return NativeView(shorter_min=_SHORTEST, longer_max=longest)
+    length = side or tower.side
+    return ResizeView(height=length, width=length, fit="crop_rounded" if chosen == "crop" else "stretch")
 
 
 def parse_pairs(text: str) -> dict[str, tuple[str, str]]:

@@ -43,7 +43,7 @@ def load(
     folder = open_clip_folder(checkpoint, tokenizer=tokenizer, activation=activation, straighten=True, preferred=_FILES)
     side = folder.network.image.side
     # The authors keep the whole picture: its longer side fits, black borders fill the rest.
-    parts = match_parts(folder, Cosine(1.0), ResizeView(height=side, width=side, fit="pad"))
+    parts = match_parts(folder, Cosine(1.0), ResizeView(height=side, width=side, fit="pad_black"))
     preference = Dimension(
         name="preference",
         title="Preference",

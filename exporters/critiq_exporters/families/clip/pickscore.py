@@ -12,7 +12,7 @@ from critiq_exporters.families.clip.folder import Activation, open_clip_folder
 from critiq_exporters.families.clip.heads import Cosine
 from critiq_exporters.families.clip.options import ACTIVATION, TOKENIZER
 from critiq_exporters.families.clip.stages import match_parts
-from critiq_server.bundles.manifest import Dimension, Licence
+from critiq_server.bundles.manifest import Dimension, Licence, ResizeView
 
 CARD = Card(
     family="pickscore",
@@ -40,7 +40,9 @@ def load(
     """
     folder = open_clip_folder(checkpoint, tokenizer=tokenizer, activation=activation)
     scale = folder.network.scale
-    parts = match_parts(folder, Cosine(scale))
+    side = folder.network.image.side
+    # As transformers' processor of the time cuts the middle, which the authors use.
+    parts = match_parts(folder, Cosine(scale), ResizeView(height=side, width=side, fit="crop"))
     preference = Dimension(
         name="preference",
         title="Preference",

@@ -27,14 +27,14 @@ class Parts:
 def picture_parts(folder: Folder, view: View | None = None, max_batch: int = 16) -> Parts:
     """Stage ``image``: pixels to an embedding of length one, output ``embedding``.
 
-    Pictures are prepared as CLIP's are, the shorter side to the network's and the middle cut out, unless ``view`` says
-    otherwise.
+    Pictures are prepared as OpenAI's code does, the shorter side to the network's and the middle cut out, unless
+    ``view`` says otherwise.
     """
     side = folder.network.image.side
     stage = Stage(
         name="image",
         graph="image.onnx",
-        inputs={"image": ImageInput(view=view or ResizeView(height=side, width=side, fit="crop"))},
+        inputs={"image": ImageInput(view=view or ResizeView(height=side, width=side, fit="crop_rounded"))},
         outputs=["embedding"],
         max_batch=max_batch,
     )

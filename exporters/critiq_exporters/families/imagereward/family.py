@@ -67,7 +67,7 @@ def load(
     picture = Stage(
         name="picture",
         graph="picture.onnx",
-        inputs={"image": ImageInput(view=ResizeView(height=shape.image, width=shape.image, fit="crop"))},
+        inputs={"image": ImageInput(view=ResizeView(height=shape.image, width=shape.image, fit="crop_rounded"))},
         outputs=["features"],
         max_batch=16,
     )
