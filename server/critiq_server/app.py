@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import structlog
 import uvicorn
 from prometheus_client import start_http_server
 
+from critiq.errors import CritiqError
 from critiq_server.api.grpc_api import GrpcFace
 from critiq_server.api.rest import rest_app
 from critiq_server.bundles.model import LoadedModel
@@ -22,13 +23,17 @@ from critiq_server.bundles.repository import BUILTIN
 from critiq_server.engine.admission import Admission
 from critiq_server.engine.batcher import Batcher, BatchReport
 from critiq_server.engine.engine import Engine, ServedModel, StageBatcher, batch_limit, compute_batch
+from critiq_server.engine.lmm import Lane, Queue, open_lanes
 from critiq_server.engine.pictures import Darkroom
 from critiq_server.engine.workers import Workers
 from critiq_server.features.memory import MemoryStore
 from critiq_server.features.opening import open_tiers
+from critiq_server.features.records import Features
 from critiq_server.features.store import StoreError
 from critiq_server.features.tiers import Report
 from critiq_server.registry import Registry
+from critiq_server.runtime.lmm.pool import Lmms
+from critiq_server.runtime.lmm.stage import Question
 from critiq_server.runtime.onnx import CPU, usable_cores
 from critiq_server.service import Service
 from critiq_server.settings import Settings
@@ -120,42 +125,70 @@ class App:
             settings.runtime,
             self._serve_model,
             self._on_model_change,
+            Lmms(settings.lmm),
         )
         engine = Engine(store, on_lookup, self._below)
         return Service(settings, registry, engine, darkroom, admission, metrics)
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:
         """Puts a batcher in front of each stage."""
-        settings, metrics, name = self.settings, self.metrics, model.manifest.name
-        batchers: dict[str, StageBatcher] = {}
+        settings, name = self.settings, model.manifest.name
+        batchers: dict[str, StageBatcher | Lane] = {}
         for stage_name, stage in model.stages.items():
-            size = metrics.batch_size.labels(name, stage_name)
-            queue = metrics.queue.labels(name, stage_name)
-            compute = metrics.compute.labels(name, stage_name)
-
-            def on_batch(report: BatchReport, size: Any = size, queue: Any = queue, compute: Any = compute) -> None:
-                size.observe(report.size)
-                compute.observe(report.compute_seconds)
-                for seconds in report.queue_seconds:
-                    queue.observe(seconds)
-
-            batchers[stage_name] = Batcher(
-                compute=partial(compute_batch, stage),
-                max_batch=batch_limit(stage, settings.engine.max_batch),
-                max_queue=settings.limits.in_flight,
-                workers=stage.runtime.concurrency,
-                max_delay=settings.engine.max_delay_ms / 1000,
-                on_batch=on_batch,
-                on_drop=metrics.dropped.labels(name, stage_name).inc,
-                name=stage_name,
-                pool=self._workers if stage.runtime.provider == CPU else None,
-            )
+            if stage.lmm is None:
+                batchers[stage_name] = Batcher(
+                    compute=partial(compute_batch, stage),
+                    max_batch=batch_limit(stage, settings.engine.max_batch),
+                    max_queue=settings.limits.in_flight,
+                    workers=stage.runtime.concurrency,
+                    max_delay=settings.engine.max_delay_ms / 1000,
+                    on_batch=self._on_batch(name, stage_name),
+                    on_drop=self.metrics.dropped.labels(name, stage_name).inc,
+                    name=stage_name,
+                    pool=self._workers if stage.runtime.provider == CPU else None,
+                )
+        batchers |= open_lanes(model, partial(self._lmm_queue, name, len(model.stages)))
         lasting = {
             stage_name
             for stage_name, stage in model.stages.items()
             if stage.spec.outlasts or (stage.spec.cache and settings.features.includes(name, stage_name))
         }
         return ServedModel(model, batchers, frozenset(lasting))
+
+    def _lmm_queue(
+        self,
+        model: str,
+        stages: int,
+        name: str,
+        compute: Callable[[list[Question]], Sequence[Features | CritiqError]],
+        max_batch: int,
+        workers: int,
+    ) -> Queue:
+        """The queue of one LMM's questions; in the metrics it goes by the first stage that asks it."""
+        settings = self.settings
+        return Batcher(
+            compute=compute,
+            max_batch=max_batch,
+            max_queue=settings.limits.in_flight * stages,
+            workers=workers,
+            max_delay=settings.lmm.max_delay_ms / 1000,
+            on_batch=self._on_batch(model, name),
+            on_drop=self.metrics.dropped.labels(model, name).inc,
+            name=name,
+        )
+
+    def _on_batch(self, model: str, stage: str) -> Callable[[BatchReport], None]:
+        size = self.metrics.batch_size.labels(model, stage)
+        queue = self.metrics.queue.labels(model, stage)
+        compute = self.metrics.compute.labels(model, stage)
+
+        def on_batch(report: BatchReport) -> None:
+            size.observe(report.size)
+            compute.observe(report.compute_seconds)
+            for seconds in report.queue_seconds:
+                queue.observe(seconds)
+
+        return on_batch
 
     def _on_tier(self, report: Report) -> None:
         metrics, tier, operation = self.metrics, report.tier, report.operation

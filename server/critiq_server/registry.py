@@ -12,10 +12,12 @@ import structlog
 
 from critiq import types
 from critiq.errors import FailedPrecondition, InvalidArgument, ModelNotLoaded, NotFound
-from critiq_server.bundles.manifest import Manifest
-from critiq_server.bundles.model import BrokenBundle, LoadedModel, load_model
+from critiq_server.bundles.manifest import Manifest, Stage
+from critiq_server.bundles.model import BrokenBundle, LoadedModel, LoadedStage, load_model
 from critiq_server.bundles.repository import Bundle, find_bundles, version_order
 from critiq_server.engine.engine import ServedModel
+from critiq_server.runtime.lmm.pool import Lmms
+from critiq_server.runtime.lmm.settings import LmmSettings
 from critiq_server.runtime.onnx import ProviderUnavailable, RuntimeSettings
 from critiq_server.wording import quoted
 
@@ -49,6 +51,7 @@ class Registry:
         runtime: how graphs are run.
         serve: puts batchers in front of a loaded model.
         on_change: told (name, version, serving?) when a version starts or stops serving.
+        lmms: opens the LMMs that models ask; ``None``: only stored features are served.
     """
 
     def __init__(
@@ -58,12 +61,14 @@ class Registry:
         runtime: RuntimeSettings,
         serve: Callable[[LoadedModel], ServedModel],
         on_change: Callable[[str, str, bool], None] = lambda name, version, serving: None,
+        lmms: Lmms | None = None,
     ) -> None:
         self._roots = roots
         self.default = default
         self._runtime = runtime
         self._serve = serve
         self.on_change = on_change
+        self._lmms = lmms or Lmms(LmmSettings(on_miss="stored"))
         self._entries: dict[str, dict[str, _Entry]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self.rescan()
@@ -92,7 +97,7 @@ class Registry:
             entry.state = "loading" if old is None else "ready"
             manifest = entry.bundle.manifest
             try:
-                loaded = await asyncio.to_thread(load_model, entry.bundle.directory, self._runtime)
+                loaded = await asyncio.to_thread(load_model, entry.bundle.directory, self._runtime, self._lmms)
                 if (loaded.manifest.name, loaded.manifest.version) != (manifest.name, manifest.version):
                     raise BrokenBundle(
                         f"its directory now holds {loaded.manifest.name!r} version {loaded.manifest.version!r}"
@@ -226,6 +231,12 @@ class Registry:
         return versions[version]
 
 
+def _on_miss(stage: Stage, running: LoadedStage | None) -> str:
+    if stage.lmm is None:
+        return ""
+    return running.lmm.on_miss if running is not None and running.lmm is not None else stage.on_miss
+
+
 def _describe(entry: _Entry, *, is_default: bool) -> types.Model:
     manifest: Manifest = entry.bundle.manifest
     loaded = entry.tenure.served.model if entry.tenure is not None else None
@@ -240,6 +251,9 @@ def _describe(entry: _Entry, *, is_default: bool) -> types.Model:
                 max_batch=stage.max_batch,
                 digest=running.digest.hex() if running is not None else "",
                 cached=stage.cache,
+                lmm=stage.lmm.model if stage.lmm is not None else "",
+                instruction=stage.lmm.instruction if stage.lmm is not None else "",
+                on_miss=_on_miss(stage, running),
             )
         )
     return types.Model(
@@ -265,6 +279,7 @@ def _describe(entry: _Entry, *, is_default: bool) -> types.Model:
                 reference_population=dimension.reference.population if dimension.reference else "",
                 reference_count=dimension.reference.count if dimension.reference else 0,
                 reference_quantiles=tuple(dimension.reference.quantiles) if dimension.reference else (),
+                has_fallback=dimension.fallback is not None,
             )
             for dimension in manifest.dimensions
         ),

@@ -15,6 +15,7 @@ from critiq import types
 from critiq.errors import (
     CritiqError,
     DeadlineExceeded,
+    FeaturesMissing,
     InvalidArgument,
     NotFound,
     PermissionDenied,
@@ -23,8 +24,8 @@ from critiq.errors import (
 )
 from critiq_server.engine.admission import Admission
 from critiq_server.engine.demand import Call, Priority
-from critiq_server.engine.engine import Engine, ServedModel
-from critiq_server.engine.pictures import Darkroom
+from critiq_server.engine.engine import Engine, Evaluation, ServedModel
+from critiq_server.engine.pictures import Darkroom, Picture
 from critiq_server.images.source import ImageSource
 from critiq_server.images.views import resizes
 from critiq_server.prompts import normalise
@@ -150,7 +151,7 @@ class Service:
             with self._admitted([query for query in queries if isinstance(query, Query)]):
                 items = [Item(str(index), query) for index, query in enumerate(queries)]
                 results = await asyncio.gather(*(self._item(item, timeout) for item in items))
-        return types.RankResult(judgement.dimension.name, _ranking(judgement, results, top_k))
+        return types.RankResult(judgement.dimension.name, _ranking(judgement, _alike(results), top_k))
 
     async def compare(self, first: Query, second: Query, timeout: float | None = None) -> types.CompareResult:
         """Compares two pictures in every dimension; both queries have one prompt and target."""
@@ -164,6 +165,10 @@ class Service:
                 if result.error is not None:
                     raise _placed(result.error, result.id)
             one, two = (result.unwrap() for result in results)
+            for score in one:
+                other = two[score.dimension]
+                if score.degraded != other.degraded:
+                    raise _unlike(score if score.degraded else other)
         comparisons = tuple(_compare(judgements[score.dimension], score, two[score.dimension]) for score in one)
         return types.CompareResult(comparisons, one.image, two.image, one.prompt)
 
@@ -192,9 +197,14 @@ class Service:
             picture = self._darkroom.picture(query.image)
             outputs = frozenset(judgement.dimension.stage for judgement in judgements)
             evaluation = await self._engine.evaluate(served, outputs, picture, prompt, call)
+            unanswered = [entry for entry in judgements if entry.dimension.stage in evaluation.unanswered]
+            degraded = await self._degraded(served, unanswered, evaluation, picture, prompt, call)
             scores = []
             for judgement in judgements:
                 dimension = judgement.dimension
+                if dimension.name in degraded:
+                    scores.append(degraded[dimension.name])
+                    continue
                 raw = float(evaluation.values[dimension.stage][dimension.output].item())
                 scores.append(judgement.score(raw, from_store=dimension.stage in evaluation.from_store))
             report = picture.report
@@ -202,6 +212,37 @@ class Service:
             if any(resizes(view, report.height, report.width) for view in views):
                 report = replace(report, resized=True)
             return types.ScoreResult(tuple(scores), report, evaluation.prompt)
+
+    async def _degraded(
+        self,
+        served: ServedModel,
+        unanswered: Sequence[Judgement],
+        full: Evaluation,
+        picture: Picture,
+        prompt: str,
+        call: Call,
+    ) -> dict[str, types.Score]:
+        """What the fallback heads say in place of dimensions that lack an LMM's features.
+
+        Raises why the features are missing, if one of those dimensions has no fallback.
+        """
+        heads = {}
+        for judgement in unanswered:
+            fallback = judgement.dimension.fallback
+            if fallback is None:
+                raise full.unanswered[judgement.dimension.stage]
+            heads[judgement.dimension.name] = (judgement, fallback)
+        if not heads:
+            return {}
+        outputs = frozenset(fallback.stage for _, fallback in heads.values())
+        instead = await self._engine.evaluate(served, outputs, picture, prompt, call)
+        scores = {}
+        for name, (judgement, fallback) in heads.items():
+            raw = float(instead.values[fallback.stage][fallback.output].item())
+            reason = full.unanswered[judgement.dimension.stage].message
+            scores[name] = judgement.degraded(raw, reason, from_store=fallback.stage in instead.from_store)
+            self.metrics.degraded.labels(served.model.manifest.name, name).inc()
+        return scores
 
     async def _item(self, item: Item, timeout: float | None) -> types.ItemResult:
         """Scores one item of several: its error is its own."""
@@ -402,6 +443,25 @@ def _ranking(judgement: Judgement, results: Iterable[types.ItemResult], top_k: i
         tied = previous is not None and previous.score is not None and previous.score.raw == score.raw
         ranking.append(types.RankedImage(index, previous.rank if tied and previous else place, score=score))
     return tuple((ranking[:top_k] if top_k else ranking) + failed)
+
+
+def _alike(results: Sequence[types.ItemResult]) -> Sequence[types.ItemResult]:
+    """``results`` with degraded scores turned into errors, if some are not: the two are on different scales."""
+    scores = [result.result.scores[0] for result in results if result.result is not None]
+    if {score.degraded for score in scores} != {True, False}:
+        return results
+    return [
+        types.ItemResult(result.id, error=_unlike(result.result.scores[0]))
+        if result.result is not None and result.result.scores[0].degraded
+        else result
+        for result in results
+    ]
+
+
+def _unlike(score: types.Score) -> FeaturesMissing:
+    return FeaturesMissing(
+        f"its score is degraded and cannot be compared with full ones: {score.degraded_reason}", field="image"
+    )
 
 
 def _compare(judgement: Judgement, first: types.Score, second: types.Score) -> types.DimensionComparison:

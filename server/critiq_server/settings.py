@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from critiq_server.features.settings import FeatureSettings
 from critiq_server.images.limits import ImageLimits
+from critiq_server.runtime.lmm.settings import LmmSettings
 from critiq_server.runtime.onnx import RuntimeSettings
 
 
@@ -116,6 +117,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = Field(default_factory=EngineSettings)
     features: FeatureSettings = Field(default_factory=FeatureSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
+    lmm: LmmSettings = Field(default_factory=LmmSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
     @classmethod

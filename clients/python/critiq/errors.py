@@ -88,6 +88,12 @@ class FailedPrecondition(CritiqError):
     http_status = 409
 
 
+class FeaturesMissing(FailedPrecondition):
+    """The model needs features of a large multimodal model that are not stored, and the server computes none."""
+
+    code = "FEATURES_MISSING"
+
+
 class TooBusy(CritiqError):
     """The server has as much work as it accepts; ``retry_after`` says when to come back."""
 
@@ -149,6 +155,7 @@ BY_CODE: dict[str, type[CritiqError]] = {
         PermissionDenied,
         NotFound,
         FailedPrecondition,
+        FeaturesMissing,
         TooBusy,
         Cancelled,
         Internal,
@@ -159,8 +166,10 @@ BY_CODE: dict[str, type[CritiqError]] = {
     )
 }
 BY_GRPC_STATUS: dict[grpc.StatusCode, type[CritiqError]] = {
-    kind.grpc_status: kind for kind in BY_CODE.values() if kind not in (TooLarge, ModelNotLoaded, Stopping)
+    kind.grpc_status: kind
+    for kind in BY_CODE.values()
+    if kind not in (TooLarge, FeaturesMissing, ModelNotLoaded, Stopping)
 }
 BY_HTTP_STATUS: dict[int, type[CritiqError]] = {
-    kind.http_status: kind for kind in BY_CODE.values() if kind not in (ModelNotLoaded, Stopping)
+    kind.http_status: kind for kind in BY_CODE.values() if kind not in (FeaturesMissing, ModelNotLoaded, Stopping)
 }

@@ -20,7 +20,9 @@ class Score:
     """One judgement of one picture.
 
     ``raw`` is the model's own value (range in :class:`Dimension`); ``calibrated`` is 0 (worst) .. 1 (best) and
-    ``percentile`` 0..100 within the reference population, both ``None`` where the bundle has none.
+    ``percentile`` 0..100 within the reference population, both ``None`` where the bundle has none. A ``degraded`` score
+    is of the bundle's fallback head, which does without what the reason says is missing: its ``raw`` does not compare
+    with those of scores that are not.
     """
 
     dimension: str
@@ -32,6 +34,8 @@ class Score:
     model: str
     model_version: str
     from_store: bool
+    degraded: bool = False
+    degraded_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +149,16 @@ class Dimension:
     reference_population: str = ""
     reference_count: int = 0
     reference_quantiles: tuple[float, ...] = ()
+    has_fallback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class StageInfo:
-    """One stage of a model's graph; ``provider`` is empty while the model is not loaded."""
+    """One stage of a model's graph; ``provider`` and ``digest`` are empty while the model is not loaded.
+
+    The last three are those of a stage that asks a large multimodal model: its name, the id of the question, and what
+    happens to a feature that is not stored (``compute``, ``remote`` or ``stored``: it is refused).
+    """
 
     name: str
     runtime: str
@@ -157,6 +166,9 @@ class StageInfo:
     max_batch: int
     digest: str
     cached: bool
+    lmm: str = ""
+    instruction: str = ""
+    on_miss: str = ""
 
 
 @dataclass(frozen=True, slots=True)

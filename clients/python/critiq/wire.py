@@ -60,6 +60,8 @@ def score_to_proto(score: types.Score) -> scoring_pb2.Score:
         model=score.model,
         model_version=score.model_version,
         from_store=score.from_store,
+        degraded=score.degraded,
+        degraded_reason=score.degraded_reason,
     )
 
 
@@ -74,6 +76,8 @@ def score_from_proto(message: scoring_pb2.Score) -> types.Score:
         model=message.model,
         model_version=message.model_version,
         from_store=message.from_store,
+        degraded=message.degraded,
+        degraded_reason=message.degraded_reason,
     )
 
 
@@ -220,6 +224,7 @@ def dimension_to_proto(dimension: types.Dimension) -> models_pb2.Dimension:
         reference_population=dimension.reference_population,
         reference_count=dimension.reference_count,
         reference_quantiles=dimension.reference_quantiles,
+        has_fallback=dimension.has_fallback,
     )
 
 
@@ -237,6 +242,7 @@ def dimension_from_proto(message: models_pb2.Dimension) -> types.Dimension:
         reference_population=message.reference_population,
         reference_count=message.reference_count,
         reference_quantiles=tuple(message.reference_quantiles),
+        has_fallback=message.has_fallback,
     )
 
 
@@ -259,6 +265,9 @@ def model_to_proto(model: types.Model) -> models_pb2.Model:
                 max_batch=stage.max_batch,
                 digest=stage.digest,
                 cached=stage.cached,
+                lmm=stage.lmm,
+                instruction=stage.instruction,
+                on_miss=stage.on_miss,
             )
             for stage in model.stages
         ],
@@ -278,7 +287,17 @@ def model_from_proto(message: models_pb2.Model) -> types.Model:
         is_default=message.is_default,
         dimensions=tuple(dimension_from_proto(dimension) for dimension in message.dimensions),
         stages=tuple(
-            types.StageInfo(stage.name, stage.runtime, stage.provider, stage.max_batch, stage.digest, stage.cached)
+            types.StageInfo(
+                name=stage.name,
+                runtime=stage.runtime,
+                provider=stage.provider,
+                max_batch=stage.max_batch,
+                digest=stage.digest,
+                cached=stage.cached,
+                lmm=stage.lmm,
+                instruction=stage.instruction,
+                on_miss=stage.on_miss,
+            )
             for stage in message.stages
         ),
         licence=types.Licence(message.licence.code, message.licence.weights, message.licence.data),

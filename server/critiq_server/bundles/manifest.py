@@ -424,6 +424,11 @@ class Manifest(_Strict):
                 found.add("image" if isinstance(source, ImageInput) else "prompt")
         return found
 
+    @property
+    def asks_lmms(self) -> list[str]:
+        """Names of all LMM stages."""
+        return [stage.name for stage in self.stages if stage.lmm is not None]
+
     def lmm_stages(self, stage_name: str) -> list[str]:
         """The LMM stages that ``stage_name`` depends on, itself included, in the manifest's order."""
         needed = {stage_name}

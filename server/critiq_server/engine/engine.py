@@ -16,19 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from critiq.errors import CritiqError
+from critiq.errors import CritiqError, FeaturesMissing
 from critiq.types import PromptReport
-from critiq_server.bundles.manifest import ImageInput, PromptInput
+from critiq_server.bundles.manifest import ImageInput, PromptInput, TextInput
 from critiq_server.bundles.model import LoadedModel, LoadedStage
 from critiq_server.engine.batcher import Batcher
 from critiq_server.engine.demand import Demand
 from critiq_server.engine.flights import Flight, Flights
+from critiq_server.engine.lmm import Lane
 from critiq_server.engine.pictures import Picture
 from critiq_server.features.keys import Key, output_key, prompt_key
 from critiq_server.features.memory import MemoryStore
 from critiq_server.features.records import Features
 from critiq_server.features.tiers import LowerTiers
 from critiq_server.prompts import Tokens
+from critiq_server.runtime.lmm.base import LmmUnreachable
 from critiq_server.runtime.onnx import CPU
 
 Inputs = Mapping[str, NDArray[Any]]
@@ -37,23 +39,39 @@ StageBatcher = Batcher[Inputs, Features]
 
 @dataclass(eq=False)
 class ServedModel:
-    """A loaded model with a batcher in front of each stage, and the stages whose outputs outlast the process."""
+    """A loaded model with a batcher in front of each stage, and the stages whose outputs outlast the process.
+
+    A stage that is served from stored features only has none.
+    """
 
     model: LoadedModel
-    batchers: Mapping[str, StageBatcher]
+    batchers: Mapping[str, StageBatcher | Lane]
     lasting: frozenset[str] = frozenset()
 
     async def close(self) -> None:
         await asyncio.gather(*(batcher.close() for batcher in self.batchers.values()))
+        await asyncio.to_thread(self.model.close)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Outputs by stage, the stages whose outputs came from the store, and what was done to the prompt."""
+    """Outputs by stage, the stages whose outputs came from the store, and what was done to the prompt.
+
+    ``unanswered`` says why the outputs are missing that an LMM did not give its features for.
+    """
 
     values: Mapping[str, Features]
     from_store: frozenset[str]
     prompt: PromptReport | None
+    unanswered: Mapping[str, CritiqError]
+
+
+class _NotStored(Exception):
+    """Features of LMM stages that are served from the store only, and are not in it."""
+
+    def __init__(self, stages: frozenset[str]) -> None:
+        super().__init__(*sorted(stages))
+        self.stages = stages
 
 
 class Engine:
@@ -87,18 +105,30 @@ class Engine:
         tokens = {name: served.model.tokenizers[name].encode(prompt) for name in plan.tokenizers}
         picture_key = await picture.identify(plan.views, demand)
         keys = _output_keys(plan.stages, picture_key, prompt_key(prompt))
-        request = _Request(self, served, picture, tokens, keys, set())
+        request = _Request(self, served, picture, prompt, tokens, keys, set())
         found = {name: self._look_up(served, name, keys[name]) for name in outputs}
         missing = [name for name, features in found.items() if features is None]
-        if len(missing) == 1:
-            computed = [await request.value(missing[0], demand)]
+        values = {name: features for name, features in found.items() if features is not None}
+        from_memory = frozenset(values)
+        unanswered: dict[str, CritiqError] = {}
+        if served.model.asks_lmms:
+            outcomes = await asyncio.gather(*(request.value(name, demand) for name in missing), return_exceptions=True)
+            for name, outcome in zip(missing, outcomes, strict=True):
+                if isinstance(outcome, _NotStored):
+                    unanswered[name] = _features_missing(served, outcome.stages)
+                elif isinstance(outcome, LmmUnreachable):
+                    unanswered[name] = outcome
+                elif isinstance(outcome, BaseException):
+                    raise outcome
+                else:
+                    values[name] = outcome
+        elif len(missing) == 1:
+            values[missing[0]] = await request.value(missing[0], demand)
         else:
             computed = await asyncio.gather(*(request.value(name, demand) for name in missing))
-        values = {name: features for name, features in found.items() if features is not None}
-        from_store = frozenset(values) | (request.found_below & outputs)
-        values.update(zip(missing, computed, strict=True))
+            values.update(zip(missing, computed, strict=True))
         report = next(iter(tokens.values())).report if tokens else None
-        return Evaluation(values, from_store, report)
+        return Evaluation(values, from_memory | (request.found_below & outputs), report, unanswered)
 
     def _look_up(self, served: ServedModel, name: str, key: Key) -> Features | None:
         if not served.model.stages[name].spec.cache:
@@ -115,6 +145,7 @@ class _Request:
     engine: Engine
     served: ServedModel
     picture: Picture
+    prompt: str
     tokens: Mapping[str, Tokens]
     keys: Mapping[str, Key]
     found_below: set[str]
@@ -144,10 +175,15 @@ class _Request:
         return features
 
     def _compute(self, stage: LoadedStage, flight: Flight[Features]) -> Awaitable[Features]:
+        if stage.spec.name not in self.served.batchers:
+            return self._refuse(stage)
         arrays = self._at_hand(stage)
         if arrays is None:
             return self._gather(stage, flight)
         return self._submit(stage, arrays, flight)
+
+    async def _refuse(self, stage: LoadedStage) -> Features:
+        raise _NotStored(frozenset([stage.spec.name]))
 
     def _at_hand(self, stage: LoadedStage) -> Inputs | None:
         """The stage's inputs if all are there: then no task is needed to wait for them."""
@@ -160,6 +196,8 @@ class _Request:
                 arrays[tensor] = view
             elif isinstance(source, PromptInput):
                 arrays[tensor] = self._tokens(source)
+            elif isinstance(source, TextInput):
+                arrays[tensor] = np.array(self.prompt)
             else:
                 return None
         return arrays
@@ -188,6 +226,8 @@ class _Request:
                 arrays[tensor] = await self.picture.view(source.view, flight)
             elif isinstance(source, PromptInput):
                 arrays[tensor] = self._tokens(source)
+            elif isinstance(source, TextInput):
+                arrays[tensor] = np.array(self.prompt)
             else:
                 upstream.setdefault(source.stage, []).append((tensor, source.output))
         features = await self._upstream(list(upstream), flight)
@@ -203,7 +243,17 @@ class _Request:
     async def _upstream(self, names: list[str], flight: Flight[Features]) -> Sequence[Features]:
         if len(names) == 1:
             return [await self._found_or_computed(names[0], flight)]
-        return await asyncio.gather(*(self._found_or_computed(name, flight) for name in names))
+        waits = (self._found_or_computed(name, flight) for name in names)
+        if not self.served.model.asks_lmms:
+            return await asyncio.gather(*waits)
+        # Waits for all of them, so that the refusal names everything that is missing.
+        outcomes = await asyncio.gather(*waits, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, _NotStored):
+                raise outcome
+        if refused := [outcome.stages for outcome in outcomes if isinstance(outcome, _NotStored)]:
+            raise _NotStored(frozenset().union(*refused))
+        return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
 
     async def _found_or_computed(self, name: str, flight: Flight[Features]) -> Features:
         features = self.engine._look_up(self.served, name, self.keys[name])
@@ -217,12 +267,23 @@ def _output_keys(stages: Sequence[LoadedStage], picture: Key, prompt: Key) -> di
         for _, source in stage.inputs:
             if isinstance(source, ImageInput):
                 inputs.append(picture)
-            elif isinstance(source, PromptInput):
+            elif isinstance(source, PromptInput | TextInput):
                 inputs.append(prompt)
             else:
                 inputs.append(keys[source.stage])
         keys[stage.spec.name] = output_key(stage.digest, inputs)
     return keys
+
+
+def _features_missing(served: ServedModel, stages: frozenset[str]) -> FeaturesMissing:
+    runtimes = [(name, served.model.stages[name].lmm) for name in served.model.manifest.asks_lmms if name in stages]
+    asked = ", ".join(f"{name!r} ({runtime.lmm.instruction})" for name, runtime in runtimes if runtime is not None)
+    lmm = next(runtime.lmm.model for _, runtime in runtimes if runtime is not None)
+    return FeaturesMissing(
+        f"the store lacks the features {asked} of {lmm!r} for this picture, and this server computes none; build them "
+        "with `critiq features build`, or serve with lmm.on_miss set to compute or remote",
+        field="image",
+    )
 
 
 CPU_PIXEL_BYTES = 640_000

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from critiq.errors import Internal
 from critiq.types import Score
@@ -43,6 +46,21 @@ class Judgement:
             from_store=from_store,
         )
 
+    def degraded(self, raw: float, reason: str, *, from_store: bool) -> Score:
+        """The score of the fallback head's raw value. Raises ``Internal`` if it is not a finite number."""
+        fallback = self.dimension.fallback
+        if fallback is None:
+            raise Internal(f"the dimension {self.dimension.name!r} has no fallback")
+        calibration = fallback.calibration
+        score = self.score(raw, from_store=from_store)
+        return replace(
+            score,
+            calibrated=_interpolated(raw, calibration.raw, calibration.calibrated) if calibration else None,
+            percentile=None,
+            degraded=True,
+            degraded_reason=reason,
+        )
+
     def goodness(self, raw: float) -> float:
         """``raw`` with the sign that makes larger better."""
         return raw if self.dimension.direction == "higher_is_better" else -raw
@@ -50,7 +68,7 @@ class Judgement:
     def _calibrate(self, raw: float) -> float | None:
         if self._raw is None or self._calibrated is None:
             return None
-        return round(float(np.interp(raw, self._raw, self._calibrated)), CALIBRATED_DECIMALS)
+        return _interpolated(raw, self._raw, self._calibrated)
 
     def _percentile(self, raw: float) -> float | None:
         """Position among the reference quantiles, linear between them; 100 is best whatever the direction."""
@@ -68,3 +86,10 @@ class Judgement:
         if self.dimension.direction == "lower_is_better":
             share = 1 - share
         return round(100 * float(share), CALIBRATED_DECIMALS - 2)
+
+
+_Points = Sequence[float] | NDArray[np.float64]
+
+
+def _interpolated(raw: float, points: _Points, calibrated: _Points) -> float:
+    return round(float(np.interp(raw, points, calibrated)), CALIBRATED_DECIMALS)

@@ -106,6 +106,12 @@ class Metrics:
         self.tier_damaged = Counter(
             "critiq_feature_damaged_total", "Stored features found damaged, by tier.", ["tier"], registry=registry
         )
+        self.degraded = Counter(
+            "critiq_degraded_total",
+            "Scores that a fallback head gave because features were missing, by model and dimension.",
+            ["model", "dimension"],
+            registry=registry,
+        )
         self.models = Gauge(
             "critiq_model_ready", "1 while a version is served.", ["model", "version"], registry=registry
         )

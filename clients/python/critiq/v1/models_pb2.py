@@ -25,35 +25,35 @@ _sym_db = _symbol_database.Default()
 from critiq.v1 import scoring_pb2 as critiq_dot_v1_dot_scoring__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ritiq/v1/models.proto\x12\tcritiq.v1\x1a\x17\x63ritiq/v1/scoring.proto\"\x9f\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12$\n\x05state\x18\x06 \x01(\x0e\x32\x15.critiq.v1.ModelState\x12\x14\n\x0cstate_reason\x18\x07 \x01(\t\x12\x12\n\nis_default\x18\x08 \x01(\x08\x12(\n\ndimensions\x18\t \x03(\x0b\x32\x14.critiq.v1.Dimension\x12$\n\x06stages\x18\n \x03(\x0b\x32\x14.critiq.v1.StageInfo\x12#\n\x07licence\x18\x0b \x01(\x0b\x32\x12.critiq.v1.Licence\"\xc8\x02\n\tDimension\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x14\n\x07minimum\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\'\n\tdirection\x18\x06 \x01(\x0e\x32\x14.critiq.v1.Direction\x12\x1f\n\x05scope\x18\x07 \x01(\x0e\x32\x10.critiq.v1.Scope\x12\x14\n\x0cneeds_prompt\x18\x08 \x01(\x08\x12\x11\n\ttolerance\x18\t \x01(\x01\x12\x1c\n\x14reference_population\x18\n \x01(\t\x12\x17\n\x0freference_count\x18\x0b \x01(\r\x12\x1b\n\x13reference_quantiles\x18\x0c \x03(\x01\x42\n\n\x08_minimumB\n\n\x08_maximum\"o\n\tStageInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x11\n\tmax_batch\x18\x04 \x01(\r\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\"6\n\x07Licence\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07weights\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.critiq.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"1\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x15\n\x13UnloadModelResponse*\x8c\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_STATE_AVAILABLE\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x32\x82\x02\n\x06Models\x12\x43\n\x04List\x12\x1c.critiq.v1.ListModelsRequest\x1a\x1d.critiq.v1.ListModelsResponse\x12\x33\n\x03Get\x12\x1a.critiq.v1.GetModelRequest\x1a\x10.critiq.v1.Model\x12\x35\n\x04Load\x12\x1b.critiq.v1.LoadModelRequest\x1a\x10.critiq.v1.Model\x12G\n\x06Unload\x12\x1d.critiq.v1.UnloadModelRequest\x1a\x1e.critiq.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ritiq/v1/models.proto\x12\tcritiq.v1\x1a\x17\x63ritiq/v1/scoring.proto\"\x9f\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12$\n\x05state\x18\x06 \x01(\x0e\x32\x15.critiq.v1.ModelState\x12\x14\n\x0cstate_reason\x18\x07 \x01(\t\x12\x12\n\nis_default\x18\x08 \x01(\x08\x12(\n\ndimensions\x18\t \x03(\x0b\x32\x14.critiq.v1.Dimension\x12$\n\x06stages\x18\n \x03(\x0b\x32\x14.critiq.v1.StageInfo\x12#\n\x07licence\x18\x0b \x01(\x0b\x32\x12.critiq.v1.Licence\"\xde\x02\n\tDimension\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x14\n\x07minimum\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\'\n\tdirection\x18\x06 \x01(\x0e\x32\x14.critiq.v1.Direction\x12\x1f\n\x05scope\x18\x07 \x01(\x0e\x32\x10.critiq.v1.Scope\x12\x14\n\x0cneeds_prompt\x18\x08 \x01(\x08\x12\x11\n\ttolerance\x18\t \x01(\x01\x12\x1c\n\x14reference_population\x18\n \x01(\t\x12\x17\n\x0freference_count\x18\x0b \x01(\r\x12\x1b\n\x13reference_quantiles\x18\x0c \x03(\x01\x12\x14\n\x0chas_fallback\x18\r \x01(\x08\x42\n\n\x08_minimumB\n\n\x08_maximum\"\xa2\x01\n\tStageInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x11\n\tmax_batch\x18\x04 \x01(\r\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12\x0b\n\x03lmm\x18\x07 \x01(\t\x12\x13\n\x0binstruction\x18\x08 \x01(\t\x12\x0f\n\x07on_miss\x18\t \x01(\t\"6\n\x07Licence\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07weights\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.critiq.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"1\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"3\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x15\n\x13UnloadModelResponse*\x8c\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_STATE_AVAILABLE\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x32\x82\x02\n\x06Models\x12\x43\n\x04List\x12\x1c.critiq.v1.ListModelsRequest\x1a\x1d.critiq.v1.ListModelsResponse\x12\x33\n\x03Get\x12\x1a.critiq.v1.GetModelRequest\x1a\x10.critiq.v1.Model\x12\x35\n\x04Load\x12\x1b.critiq.v1.LoadModelRequest\x1a\x10.critiq.v1.Model\x12G\n\x06Unload\x12\x1d.critiq.v1.UnloadModelRequest\x1a\x1e.critiq.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'critiq.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATE']._serialized_start=1107
-  _globals['_MODELSTATE']._serialized_end=1247
+  _globals['_MODELSTATE']._serialized_start=1181
+  _globals['_MODELSTATE']._serialized_end=1321
   _globals['_MODEL']._serialized_start=63
   _globals['_MODEL']._serialized_end=350
   _globals['_DIMENSION']._serialized_start=353
-  _globals['_DIMENSION']._serialized_end=681
-  _globals['_STAGEINFO']._serialized_start=683
-  _globals['_STAGEINFO']._serialized_end=794
-  _globals['_LICENCE']._serialized_start=796
-  _globals['_LICENCE']._serialized_end=850
-  _globals['_LISTMODELSREQUEST']._serialized_start=852
-  _globals['_LISTMODELSREQUEST']._serialized_end=871
-  _globals['_LISTMODELSRESPONSE']._serialized_start=873
-  _globals['_LISTMODELSRESPONSE']._serialized_end=927
-  _globals['_GETMODELREQUEST']._serialized_start=929
-  _globals['_GETMODELREQUEST']._serialized_end=977
-  _globals['_LOADMODELREQUEST']._serialized_start=979
-  _globals['_LOADMODELREQUEST']._serialized_end=1028
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1030
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1081
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1083
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1104
-  _globals['_MODELS']._serialized_start=1250
-  _globals['_MODELS']._serialized_end=1508
+  _globals['_DIMENSION']._serialized_end=703
+  _globals['_STAGEINFO']._serialized_start=706
+  _globals['_STAGEINFO']._serialized_end=868
+  _globals['_LICENCE']._serialized_start=870
+  _globals['_LICENCE']._serialized_end=924
+  _globals['_LISTMODELSREQUEST']._serialized_start=926
+  _globals['_LISTMODELSREQUEST']._serialized_end=945
+  _globals['_LISTMODELSRESPONSE']._serialized_start=947
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1001
+  _globals['_GETMODELREQUEST']._serialized_start=1003
+  _globals['_GETMODELREQUEST']._serialized_end=1051
+  _globals['_LOADMODELREQUEST']._serialized_start=1053
+  _globals['_LOADMODELREQUEST']._serialized_end=1102
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1104
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1155
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1157
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1178
+  _globals['_MODELS']._serialized_start=1324
+  _globals['_MODELS']._serialized_end=1582
 # @@protoc_insertion_point(module_scope)

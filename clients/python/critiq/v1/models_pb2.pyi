@@ -48,7 +48,7 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., family: _Optional[str] = ..., title: _Optional[str] = ..., description: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., is_default: bool = ..., dimensions: _Optional[_Iterable[_Union[Dimension, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageInfo, _Mapping]]] = ..., licence: _Optional[_Union[Licence, _Mapping]] = ...) -> None: ...
 
 class Dimension(_message.Message):
-    __slots__ = ("name", "title", "description", "minimum", "maximum", "direction", "scope", "needs_prompt", "tolerance", "reference_population", "reference_count", "reference_quantiles")
+    __slots__ = ("name", "title", "description", "minimum", "maximum", "direction", "scope", "needs_prompt", "tolerance", "reference_population", "reference_count", "reference_quantiles", "has_fallback")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class Dimension(_message.Message):
     REFERENCE_POPULATION_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_COUNT_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_QUANTILES_FIELD_NUMBER: _ClassVar[int]
+    HAS_FALLBACK_FIELD_NUMBER: _ClassVar[int]
     name: str
     title: str
     description: str
@@ -73,23 +74,30 @@ class Dimension(_message.Message):
     reference_population: str
     reference_count: int
     reference_quantiles: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, name: _Optional[str] = ..., title: _Optional[str] = ..., description: _Optional[str] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., direction: _Optional[_Union[_scoring_pb2.Direction, str]] = ..., scope: _Optional[_Union[_scoring_pb2.Scope, str]] = ..., needs_prompt: bool = ..., tolerance: _Optional[float] = ..., reference_population: _Optional[str] = ..., reference_count: _Optional[int] = ..., reference_quantiles: _Optional[_Iterable[float]] = ...) -> None: ...
+    has_fallback: bool
+    def __init__(self, name: _Optional[str] = ..., title: _Optional[str] = ..., description: _Optional[str] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., direction: _Optional[_Union[_scoring_pb2.Direction, str]] = ..., scope: _Optional[_Union[_scoring_pb2.Scope, str]] = ..., needs_prompt: bool = ..., tolerance: _Optional[float] = ..., reference_population: _Optional[str] = ..., reference_count: _Optional[int] = ..., reference_quantiles: _Optional[_Iterable[float]] = ..., has_fallback: bool = ...) -> None: ...
 
 class StageInfo(_message.Message):
-    __slots__ = ("name", "runtime", "provider", "max_batch", "digest", "cached")
+    __slots__ = ("name", "runtime", "provider", "max_batch", "digest", "cached", "lmm", "instruction", "on_miss")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
+    LMM_FIELD_NUMBER: _ClassVar[int]
+    INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
+    ON_MISS_FIELD_NUMBER: _ClassVar[int]
     name: str
     runtime: str
     provider: str
     max_batch: int
     digest: str
     cached: bool
-    def __init__(self, name: _Optional[str] = ..., runtime: _Optional[str] = ..., provider: _Optional[str] = ..., max_batch: _Optional[int] = ..., digest: _Optional[str] = ..., cached: bool = ...) -> None: ...
+    lmm: str
+    instruction: str
+    on_miss: str
+    def __init__(self, name: _Optional[str] = ..., runtime: _Optional[str] = ..., provider: _Optional[str] = ..., max_batch: _Optional[int] = ..., digest: _Optional[str] = ..., cached: bool = ..., lmm: _Optional[str] = ..., instruction: _Optional[str] = ..., on_miss: _Optional[str] = ...) -> None: ...
 
 class Licence(_message.Message):
     __slots__ = ("code", "weights", "data")

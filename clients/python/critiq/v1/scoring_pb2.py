@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ritiq/v1/scoring.proto\x12\tcritiq.v1\"H\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\"\n\x03raw\x18\x02 \x01(\x0b\x32\x13.critiq.v1.RawImageH\x00\x42\x08\n\x06source\"\x83\x02\n\x08RawImage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05shape\x18\x02 \x03(\r\x12(\n\x05\x64type\x18\x03 \x01(\x0e\x32\x19.critiq.v1.RawImage.DType\x12*\n\x06layout\x18\x04 \x01(\x0e\x32\x1a.critiq.v1.RawImage.Layout\"B\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x01\x12\x11\n\rDTYPE_FLOAT32\x10\x02\"@\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x0e\n\nLAYOUT_HWC\x10\x01\x12\x0e\n\nLAYOUT_CHW\x10\x02\"<\n\x06Target\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\ndimensions\x18\x03 \x03(\t\"\x89\x01\n\x0cScoreRequest\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.critiq.v1.Image\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12!\n\x06target\x18\x03 \x01(\x0b\x32\x11.critiq.v1.Target\x12%\n\x08priority\x18\x04 \x01(\x0e\x32\x13.critiq.v1.Priority\"\x81\x01\n\rScoreResponse\x12 \n\x06scores\x18\x01 \x03(\x0b\x32\x10.critiq.v1.Score\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x16.critiq.v1.ImageReport\x12\'\n\x06prompt\x18\x03 \x01(\x0b\x32\x17.critiq.v1.PromptReport\"\xfb\x01\n\x05Score\x12\x11\n\tdimension\x18\x01 \x01(\t\x12\x0b\n\x03raw\x18\x02 \x01(\x01\x12\x17\n\ncalibrated\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\npercentile\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\'\n\tdirection\x18\x05 \x01(\x0e\x32\x14.critiq.v1.Direction\x12\x1f\n\x05scope\x18\x06 \x01(\x0e\x32\x10.critiq.v1.Scope\x12\r\n\x05model\x18\x07 \x01(\t\x12\x15\n\rmodel_version\x18\x08 \x01(\t\x12\x12\n\nfrom_store\x18\t \x01(\x08\x42\r\n\x0b_calibratedB\r\n\x0b_percentile\"\xcd\x01\n\x0bImageReport\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x1b\n\x13orientation_applied\x18\x04 \x01(\x08\x12\x17\n\x0f\x61lpha_flattened\x18\x05 \x01(\x08\x12\x14\n\x0c\x64\x65pth_scaled\x18\x06 \x01(\x08\x12\x18\n\x10\x63olour_converted\x18\x07 \x01(\x08\x12\x18\n\x10\x66irst_frame_only\x18\x08 \x01(\x08\x12\x0f\n\x07resized\x18\t \x01(\x08\"K\n\x0cPromptReport\x12\x13\n\x0btoken_count\x18\x01 \x01(\r\x12\x13\n\x0btoken_limit\x18\x02 \x01(\r\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"e\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"A\n\tScoreItem\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x07request\x18\x02 \x01(\x0b\x32\x17.critiq.v1.ScoreRequest\"y\n\x0fScoreItemResult\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.critiq.v1.ScoreResponseH\x00\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x10.critiq.v1.ErrorH\x00\x42\t\n\x07outcome\"8\n\x11ScoreBatchRequest\x12#\n\x05items\x18\x01 \x03(\x0b\x32\x14.critiq.v1.ScoreItem\"A\n\x12ScoreBatchResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.critiq.v1.ScoreItemResult\"\x98\x01\n\x0bRankRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12 \n\x06images\x18\x02 \x03(\x0b\x32\x10.critiq.v1.Image\x12!\n\x06target\x18\x03 \x01(\x0b\x32\x11.critiq.v1.Target\x12%\n\x08priority\x18\x04 \x01(\x0e\x32\x13.critiq.v1.Priority\x12\r\n\x05top_k\x18\x05 \x01(\r\"J\n\x0cRankResponse\x12\x11\n\tdimension\x18\x01 \x01(\t\x12\'\n\x07ranking\x18\x02 \x03(\x0b\x32\x16.critiq.v1.RankedImage\"{\n\x0bRankedImage\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12!\n\x05score\x18\x03 \x01(\x0b\x32\x10.critiq.v1.ScoreH\x00\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x10.critiq.v1.ErrorH\x00\x42\t\n\x07outcome\"\xad\x01\n\x0e\x43ompareRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x1f\n\x05\x66irst\x18\x02 \x01(\x0b\x32\x10.critiq.v1.Image\x12 \n\x06second\x18\x03 \x01(\x0b\x32\x10.critiq.v1.Image\x12!\n\x06target\x18\x04 \x01(\x0b\x32\x11.critiq.v1.Target\x12%\n\x08priority\x18\x05 \x01(\x0e\x32\x13.critiq.v1.Priority\"\xca\x01\n\x0f\x43ompareResponse\x12\x33\n\x0b\x63omparisons\x18\x01 \x03(\x0b\x32\x1e.critiq.v1.DimensionComparison\x12+\n\x0b\x66irst_image\x18\x02 \x01(\x0b\x32\x16.critiq.v1.ImageReport\x12,\n\x0csecond_image\x18\x03 \x01(\x0b\x32\x16.critiq.v1.ImageReport\x12\'\n\x06prompt\x18\x04 \x01(\x0b\x32\x17.critiq.v1.PromptReport\"\x96\x01\n\x13\x44imensionComparison\x12\x11\n\tdimension\x18\x01 \x01(\t\x12)\n\npreference\x18\x02 \x01(\x0e\x32\x15.critiq.v1.Preference\x12\x1f\n\x05\x66irst\x18\x03 \x01(\x0b\x32\x10.critiq.v1.Score\x12 \n\x06second\x18\x04 \x01(\x0b\x32\x10.critiq.v1.Score*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*e\n\tDirection\x12\x19\n\x15\x44IRECTION_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44IRECTION_HIGHER_IS_BETTER\x10\x01\x12\x1d\n\x19\x44IRECTION_LOWER_IS_BETTER\x10\x02*K\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSCOPE_ABSOLUTE\x10\x01\x12\x17\n\x13SCOPE_WITHIN_PROMPT\x10\x02*i\n\nPreference\x12\x1a\n\x16PREFERENCE_UNSPECIFIED\x10\x00\x12\x14\n\x10PREFERENCE_FIRST\x10\x01\x12\x15\n\x11PREFERENCE_SECOND\x10\x02\x12\x12\n\x0ePREFERENCE_TIE\x10\x03\x32\xd0\x02\n\x07Scoring\x12:\n\x05Score\x12\x17.critiq.v1.ScoreRequest\x1a\x18.critiq.v1.ScoreResponse\x12I\n\nScoreBatch\x12\x1c.critiq.v1.ScoreBatchRequest\x1a\x1d.critiq.v1.ScoreBatchResponse\x12\x43\n\x0bScoreStream\x12\x14.critiq.v1.ScoreItem\x1a\x1a.critiq.v1.ScoreItemResult(\x01\x30\x01\x12\x37\n\x04Rank\x12\x16.critiq.v1.RankRequest\x1a\x17.critiq.v1.RankResponse\x12@\n\x07\x43ompare\x12\x19.critiq.v1.CompareRequest\x1a\x1a.critiq.v1.CompareResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ritiq/v1/scoring.proto\x12\tcritiq.v1\"H\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\"\n\x03raw\x18\x02 \x01(\x0b\x32\x13.critiq.v1.RawImageH\x00\x42\x08\n\x06source\"\x83\x02\n\x08RawImage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05shape\x18\x02 \x03(\r\x12(\n\x05\x64type\x18\x03 \x01(\x0e\x32\x19.critiq.v1.RawImage.DType\x12*\n\x06layout\x18\x04 \x01(\x0e\x32\x1a.critiq.v1.RawImage.Layout\"B\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x01\x12\x11\n\rDTYPE_FLOAT32\x10\x02\"@\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x0e\n\nLAYOUT_HWC\x10\x01\x12\x0e\n\nLAYOUT_CHW\x10\x02\"<\n\x06Target\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\ndimensions\x18\x03 \x03(\t\"\x89\x01\n\x0cScoreRequest\x12\x1f\n\x05image\x18\x01 \x01(\x0b\x32\x10.critiq.v1.Image\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12!\n\x06target\x18\x03 \x01(\x0b\x32\x11.critiq.v1.Target\x12%\n\x08priority\x18\x04 \x01(\x0e\x32\x13.critiq.v1.Priority\"\x81\x01\n\rScoreResponse\x12 \n\x06scores\x18\x01 \x03(\x0b\x32\x10.critiq.v1.Score\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x16.critiq.v1.ImageReport\x12\'\n\x06prompt\x18\x03 \x01(\x0b\x32\x17.critiq.v1.PromptReport\"\xa6\x02\n\x05Score\x12\x11\n\tdimension\x18\x01 \x01(\t\x12\x0b\n\x03raw\x18\x02 \x01(\x01\x12\x17\n\ncalibrated\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\npercentile\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\'\n\tdirection\x18\x05 \x01(\x0e\x32\x14.critiq.v1.Direction\x12\x1f\n\x05scope\x18\x06 \x01(\x0e\x32\x10.critiq.v1.Scope\x12\r\n\x05model\x18\x07 \x01(\t\x12\x15\n\rmodel_version\x18\x08 \x01(\t\x12\x12\n\nfrom_store\x18\t \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\n \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x0b \x01(\tB\r\n\x0b_calibratedB\r\n\x0b_percentile\"\xcd\x01\n\x0bImageReport\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x1b\n\x13orientation_applied\x18\x04 \x01(\x08\x12\x17\n\x0f\x61lpha_flattened\x18\x05 \x01(\x08\x12\x14\n\x0c\x64\x65pth_scaled\x18\x06 \x01(\x08\x12\x18\n\x10\x63olour_converted\x18\x07 \x01(\x08\x12\x18\n\x10\x66irst_frame_only\x18\x08 \x01(\x08\x12\x0f\n\x07resized\x18\t \x01(\x08\"K\n\x0cPromptReport\x12\x13\n\x0btoken_count\x18\x01 \x01(\r\x12\x13\n\x0btoken_limit\x18\x02 \x01(\r\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"e\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"A\n\tScoreItem\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x07request\x18\x02 \x01(\x0b\x32\x17.critiq.v1.ScoreRequest\"y\n\x0fScoreItemResult\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.critiq.v1.ScoreResponseH\x00\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x10.critiq.v1.ErrorH\x00\x42\t\n\x07outcome\"8\n\x11ScoreBatchRequest\x12#\n\x05items\x18\x01 \x03(\x0b\x32\x14.critiq.v1.ScoreItem\"A\n\x12ScoreBatchResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.critiq.v1.ScoreItemResult\"\x98\x01\n\x0bRankRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12 \n\x06images\x18\x02 \x03(\x0b\x32\x10.critiq.v1.Image\x12!\n\x06target\x18\x03 \x01(\x0b\x32\x11.critiq.v1.Target\x12%\n\x08priority\x18\x04 \x01(\x0e\x32\x13.critiq.v1.Priority\x12\r\n\x05top_k\x18\x05 \x01(\r\"J\n\x0cRankResponse\x12\x11\n\tdimension\x18\x01 \x01(\t\x12\'\n\x07ranking\x18\x02 \x03(\x0b\x32\x16.critiq.v1.RankedImage\"{\n\x0bRankedImage\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12!\n\x05score\x18\x03 \x01(\x0b\x32\x10.critiq.v1.ScoreH\x00\x12!\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x10.critiq.v1.ErrorH\x00\x42\t\n\x07outcome\"\xad\x01\n\x0e\x43ompareRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x1f\n\x05\x66irst\x18\x02 \x01(\x0b\x32\x10.critiq.v1.Image\x12 \n\x06second\x18\x03 \x01(\x0b\x32\x10.critiq.v1.Image\x12!\n\x06target\x18\x04 \x01(\x0b\x32\x11.critiq.v1.Target\x12%\n\x08priority\x18\x05 \x01(\x0e\x32\x13.critiq.v1.Priority\"\xca\x01\n\x0f\x43ompareResponse\x12\x33\n\x0b\x63omparisons\x18\x01 \x03(\x0b\x32\x1e.critiq.v1.DimensionComparison\x12+\n\x0b\x66irst_image\x18\x02 \x01(\x0b\x32\x16.critiq.v1.ImageReport\x12,\n\x0csecond_image\x18\x03 \x01(\x0b\x32\x16.critiq.v1.ImageReport\x12\'\n\x06prompt\x18\x04 \x01(\x0b\x32\x17.critiq.v1.PromptReport\"\x96\x01\n\x13\x44imensionComparison\x12\x11\n\tdimension\x18\x01 \x01(\t\x12)\n\npreference\x18\x02 \x01(\x0e\x32\x15.critiq.v1.Preference\x12\x1f\n\x05\x66irst\x18\x03 \x01(\x0b\x32\x10.critiq.v1.Score\x12 \n\x06second\x18\x04 \x01(\x0b\x32\x10.critiq.v1.Score*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*e\n\tDirection\x12\x19\n\x15\x44IRECTION_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x44IRECTION_HIGHER_IS_BETTER\x10\x01\x12\x1d\n\x19\x44IRECTION_LOWER_IS_BETTER\x10\x02*K\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSCOPE_ABSOLUTE\x10\x01\x12\x17\n\x13SCOPE_WITHIN_PROMPT\x10\x02*i\n\nPreference\x12\x1a\n\x16PREFERENCE_UNSPECIFIED\x10\x00\x12\x14\n\x10PREFERENCE_FIRST\x10\x01\x12\x15\n\x11PREFERENCE_SECOND\x10\x02\x12\x12\n\x0ePREFERENCE_TIE\x10\x03\x32\xd0\x02\n\x07Scoring\x12:\n\x05Score\x12\x17.critiq.v1.ScoreRequest\x1a\x18.critiq.v1.ScoreResponse\x12I\n\nScoreBatch\x12\x1c.critiq.v1.ScoreBatchRequest\x1a\x1d.critiq.v1.ScoreBatchResponse\x12\x43\n\x0bScoreStream\x12\x14.critiq.v1.ScoreItem\x1a\x1a.critiq.v1.ScoreItemResult(\x01\x30\x01\x12\x37\n\x04Rank\x12\x16.critiq.v1.RankRequest\x1a\x17.critiq.v1.RankResponse\x12@\n\x07\x43ompare\x12\x19.critiq.v1.CompareRequest\x1a\x1a.critiq.v1.CompareResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'critiq.v1.scoring_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=2555
-  _globals['_PRIORITY']._serialized_end=2636
-  _globals['_DIRECTION']._serialized_start=2638
-  _globals['_DIRECTION']._serialized_end=2739
-  _globals['_SCOPE']._serialized_start=2741
-  _globals['_SCOPE']._serialized_end=2816
-  _globals['_PREFERENCE']._serialized_start=2818
-  _globals['_PREFERENCE']._serialized_end=2923
+  _globals['_PRIORITY']._serialized_start=2598
+  _globals['_PRIORITY']._serialized_end=2679
+  _globals['_DIRECTION']._serialized_start=2681
+  _globals['_DIRECTION']._serialized_end=2782
+  _globals['_SCOPE']._serialized_start=2784
+  _globals['_SCOPE']._serialized_end=2859
+  _globals['_PREFERENCE']._serialized_start=2861
+  _globals['_PREFERENCE']._serialized_end=2966
   _globals['_IMAGE']._serialized_start=38
   _globals['_IMAGE']._serialized_end=110
   _globals['_RAWIMAGE']._serialized_start=113
@@ -54,33 +54,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCORERESPONSE']._serialized_start=577
   _globals['_SCORERESPONSE']._serialized_end=706
   _globals['_SCORE']._serialized_start=709
-  _globals['_SCORE']._serialized_end=960
-  _globals['_IMAGEREPORT']._serialized_start=963
-  _globals['_IMAGEREPORT']._serialized_end=1168
-  _globals['_PROMPTREPORT']._serialized_start=1170
-  _globals['_PROMPTREPORT']._serialized_end=1245
-  _globals['_ERROR']._serialized_start=1247
-  _globals['_ERROR']._serialized_end=1348
-  _globals['_SCOREITEM']._serialized_start=1350
-  _globals['_SCOREITEM']._serialized_end=1415
-  _globals['_SCOREITEMRESULT']._serialized_start=1417
-  _globals['_SCOREITEMRESULT']._serialized_end=1538
-  _globals['_SCOREBATCHREQUEST']._serialized_start=1540
-  _globals['_SCOREBATCHREQUEST']._serialized_end=1596
-  _globals['_SCOREBATCHRESPONSE']._serialized_start=1598
-  _globals['_SCOREBATCHRESPONSE']._serialized_end=1663
-  _globals['_RANKREQUEST']._serialized_start=1666
-  _globals['_RANKREQUEST']._serialized_end=1818
-  _globals['_RANKRESPONSE']._serialized_start=1820
-  _globals['_RANKRESPONSE']._serialized_end=1894
-  _globals['_RANKEDIMAGE']._serialized_start=1896
-  _globals['_RANKEDIMAGE']._serialized_end=2019
-  _globals['_COMPAREREQUEST']._serialized_start=2022
-  _globals['_COMPAREREQUEST']._serialized_end=2195
-  _globals['_COMPARERESPONSE']._serialized_start=2198
-  _globals['_COMPARERESPONSE']._serialized_end=2400
-  _globals['_DIMENSIONCOMPARISON']._serialized_start=2403
-  _globals['_DIMENSIONCOMPARISON']._serialized_end=2553
-  _globals['_SCORING']._serialized_start=2926
-  _globals['_SCORING']._serialized_end=3262
+  _globals['_SCORE']._serialized_end=1003
+  _globals['_IMAGEREPORT']._serialized_start=1006
+  _globals['_IMAGEREPORT']._serialized_end=1211
+  _globals['_PROMPTREPORT']._serialized_start=1213
+  _globals['_PROMPTREPORT']._serialized_end=1288
+  _globals['_ERROR']._serialized_start=1290
+  _globals['_ERROR']._serialized_end=1391
+  _globals['_SCOREITEM']._serialized_start=1393
+  _globals['_SCOREITEM']._serialized_end=1458
+  _globals['_SCOREITEMRESULT']._serialized_start=1460
+  _globals['_SCOREITEMRESULT']._serialized_end=1581
+  _globals['_SCOREBATCHREQUEST']._serialized_start=1583
+  _globals['_SCOREBATCHREQUEST']._serialized_end=1639
+  _globals['_SCOREBATCHRESPONSE']._serialized_start=1641
+  _globals['_SCOREBATCHRESPONSE']._serialized_end=1706
+  _globals['_RANKREQUEST']._serialized_start=1709
+  _globals['_RANKREQUEST']._serialized_end=1861
+  _globals['_RANKRESPONSE']._serialized_start=1863
+  _globals['_RANKRESPONSE']._serialized_end=1937
+  _globals['_RANKEDIMAGE']._serialized_start=1939
+  _globals['_RANKEDIMAGE']._serialized_end=2062
+  _globals['_COMPAREREQUEST']._serialized_start=2065
+  _globals['_COMPAREREQUEST']._serialized_end=2238
+  _globals['_COMPARERESPONSE']._serialized_start=2241
+  _globals['_COMPARERESPONSE']._serialized_end=2443
+  _globals['_DIMENSIONCOMPARISON']._serialized_start=2446
+  _globals['_DIMENSIONCOMPARISON']._serialized_end=2596
+  _globals['_SCORING']._serialized_start=2969
+  _globals['_SCORING']._serialized_end=3305
 # @@protoc_insertion_point(module_scope)

@@ -114,7 +114,7 @@ class ScoreResponse(_message.Message):
     def __init__(self, scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., image: _Optional[_Union[ImageReport, _Mapping]] = ..., prompt: _Optional[_Union[PromptReport, _Mapping]] = ...) -> None: ...
 
 class Score(_message.Message):
-    __slots__ = ("dimension", "raw", "calibrated", "percentile", "direction", "scope", "model", "model_version", "from_store")
+    __slots__ = ("dimension", "raw", "calibrated", "percentile", "direction", "scope", "model", "model_version", "from_store", "degraded", "degraded_reason")
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     RAW_FIELD_NUMBER: _ClassVar[int]
     CALIBRATED_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,8 @@ class Score(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     FROM_STORE_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_REASON_FIELD_NUMBER: _ClassVar[int]
     dimension: str
     raw: float
     calibrated: float
@@ -133,7 +135,9 @@ class Score(_message.Message):
     model: str
     model_version: str
     from_store: bool
-    def __init__(self, dimension: _Optional[str] = ..., raw: _Optional[float] = ..., calibrated: _Optional[float] = ..., percentile: _Optional[float] = ..., direction: _Optional[_Union[Direction, str]] = ..., scope: _Optional[_Union[Scope, str]] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., from_store: bool = ...) -> None: ...
+    degraded: bool
+    degraded_reason: str
+    def __init__(self, dimension: _Optional[str] = ..., raw: _Optional[float] = ..., calibrated: _Optional[float] = ..., percentile: _Optional[float] = ..., direction: _Optional[_Union[Direction, str]] = ..., scope: _Optional[_Union[Scope, str]] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., from_store: bool = ..., degraded: bool = ..., degraded_reason: _Optional[str] = ...) -> None: ...
 
 class ImageReport(_message.Message):
     __slots__ = ("format", "width", "height", "orientation_applied", "alpha_flattened", "depth_scaled", "colour_converted", "first_frame_only", "resized")

@@ -70,7 +70,10 @@ class ScoringServicer(object):
         NOT_FOUND           no such model, version or dimension; the message lists the known ones
         RESOURCE_EXHAUSTED  too busy; retry after the hint
         DEADLINE_EXCEEDED   the deadline passed first; nothing is computed for it any more
-        UNAVAILABLE         the model is known but not loaded yet, or the server is stopping
+        UNAVAILABLE         the model is known but not loaded yet, the server is stopping, or a large multimodal model
+        that is served elsewhere does not answer
+        FAILED_PRECONDITION features that the model needs are not stored, and this server computes none: the message names
+        them
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

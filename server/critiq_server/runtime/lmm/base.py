@@ -12,8 +12,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from critiq.errors import Unavailable
 from critiq_server.bundles.lmm import PROMPT, FloatFormat, Lmm
-from critiq_server.bundles.manifest import ImageInput, Stage, TextInput, View
+from critiq_server.bundles.manifest import ImageInput, NativeView, Stage, TextInput, View
 from critiq_server.features.keys import Key, output_key, stage_digest
 
 FEATURE = "feature"
@@ -21,6 +22,9 @@ FEATURE = "feature"
 
 Pixels = NDArray[np.uint8]
 """RGB ``[height, width, 3]``."""
+
+NATIVE = NativeView(longer_max=4096)
+"""How LMM stages see pictures: as they are, unless a side is enormous. The LMM's own processor does the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,10 @@ class Instruction:
     def filled(self, prompt: str) -> str:
         """The words that the LMM reads for a picture made from ``prompt``."""
         return self.text.replace(PROMPT, prompt)
+
+
+class LmmUnreachable(Unavailable):
+    """An LMM that is served elsewhere does not answer as it should."""
 
 
 class Extractor(Protocol):
@@ -68,7 +76,7 @@ class Extractor(Protocol):
 
         Raises:
             ValueError: an instruction needs prompts and there are none.
-            critiq.errors.CritiqError: a remote LMM does not answer.
+            LmmUnreachable: a remote LMM does not answer.
         """
         ...
 
@@ -77,24 +85,24 @@ class Extractor(Protocol):
         ...
 
 
-def lmm_digest(lmm: Lmm, view: View) -> Key:
+def lmm_digest(lmm: Lmm, view: View = NATIVE) -> Key:
     """Digest of an LMM stage: of what the manifest says of the LMM, its question, and the view of the picture."""
     return stage_digest({"runtime": "lmm", "lmm": lmm.model_dump(mode="json"), "view": view.model_dump(mode="json")})
 
 
-def feature_key(lmm: Lmm, view: View, pixels: Key, prompt: Key) -> Key:
+def feature_key(lmm: Lmm, pixels: Key, prompt: Key, view: View = NATIVE) -> Key:
     """Name of one feature.
 
     Args:
         lmm: the LMM and its question.
-        view: through which it sees the picture.
         pixels: ``pixels_key`` of the decoded picture, before the view.
         prompt: ``prompt_key`` of the normalised prompt; hashed only if the question quotes it.
+        view: through which the LMM sees the picture.
     """
     return output_key(lmm_digest(lmm, view), [pixels, prompt] if lmm.reads_prompt else [pixels])
 
 
-def lmm_stage(name: str, lmm: Lmm, view: View, **settings: object) -> Stage:
+def lmm_stage(name: str, lmm: Lmm, view: View = NATIVE, **settings: object) -> Stage:
     """The stage of a manifest that asks ``lmm``; ``settings`` are further fields of :class:`Stage`."""
     inputs: dict[str, object] = {"image": ImageInput(view=view)}
     if lmm.reads_prompt:
