@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from critiq_exporters.core.exportable import Family
 from critiq_exporters.families.clip import clip_iqa, clipscore, hps, laion, pickscore
+from critiq_exporters.families.cnn_iqa import family as cnn_iqa
 from critiq_exporters.families.imagereward import family as imagereward
 from critiq_exporters.families.maniqa import family as maniqa
 
@@ -19,6 +20,7 @@ FAMILIES: Mapping[str, Family] = {
         imagereward.FAMILY,
         laion.FAMILY,
         clip_iqa.FAMILY,
+        cnn_iqa.FAMILY,
         # One line a family, in the order of the table in docs/models/families.md.
     )
 }

@@ -1,0 +1,1 @@
+"""CNN-IQA (Kang et al., CVPR 2014)."""
