@@ -18,7 +18,7 @@ from critiq_exporters.core.exportable import Exportable
 from critiq_exporters.core.graphs import ExportError
 from critiq_exporters.core.pictures import Pixels
 from critiq_server.bundles.manifest import GOLDEN_FILE, MANIFEST_FILE, Dimension, Manifest, Provenance, Stage
-from critiq_server.bundles.model import BrokenBundle, load_model
+from critiq_server.bundles.model import FEATURES_FROM_LMM, BrokenBundle, feature_entry, load_model
 from critiq_server.runtime.onnx import RuntimeSettings
 
 
@@ -39,14 +39,26 @@ def staging(place: Path) -> Iterator[Path]:
 
 
 def write_golden(
-    folder: Path, pictures: Sequence[Pixels], prompts: Sequence[str], expected: Mapping[str, NDArray[np.float64]]
+    folder: Path,
+    pictures: Sequence[Pixels],
+    prompts: Sequence[str],
+    expected: Mapping[str, NDArray[np.float64]],
+    features: Mapping[str, NDArray[np.generic]],
+    *,
+    features_from_lmm: bool,
 ) -> None:
-    """Records ``pictures``, ``prompts`` and what each dimension gives for them, for the server to replay."""
+    """Records ``pictures``, ``prompts`` and what each dimension gives for them, for the server to replay.
+
+    ``features`` holds those of LMM stages, which the replay takes as given; if they are the LMM's own, the server also
+    asks its LMM for them.
+    """
     arrays: dict[str, NDArray[Any]] = {f"image_{number}": picture for number, picture in enumerate(pictures)}
     np.savez_compressed(
         folder / GOLDEN_FILE,
         allow_pickle=False,
         **arrays,
+        **{feature_entry(stage): values[: len(pictures)] for stage, values in features.items()},
+        **({FEATURES_FROM_LMM: np.array(features_from_lmm)} if features else {}),
         prompts=np.array(prompts),
         dimensions=np.array(list(expected)),
         expected=np.stack([values[: len(pictures)] for values in expected.values()], axis=1),

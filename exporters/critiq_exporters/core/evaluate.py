@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from critiq_exporters.core.lmm_features import FeatureSource, drawn_features
 from critiq_exporters.core.pictures import Pixels
 from critiq_exporters.core.rows import Rows, alike, as_rows, take
-from critiq_server.bundles.manifest import Dimension, ImageInput, PromptInput, Stage, Tokenizer
+from critiq_server.bundles.manifest import Dimension, ImageInput, PromptInput, Stage, StageInput, Tokenizer
 from critiq_server.images.views import apply_view
 from critiq_server.prompts import PromptTokenizer
+from critiq_server.runtime.lmm.base import FEATURE
 
 Arrays = Mapping[str, Rows]
 Run = Callable[[Stage, Arrays], Arrays]
@@ -26,7 +28,10 @@ Run = Callable[[Stage, Arrays], Arrays]
 
 @dataclass(frozen=True)
 class Trace:
-    """What went into and came out of every stage, by stage name; every array has one row a picture (``rows``)."""
+    """What went into and came out of every stage, by stage name; every array has one row a picture (``rows``).
+
+    Of LMM stages there are only outputs.
+    """
 
     inputs: Mapping[str, Arrays]
     outputs: Mapping[str, Arrays]
@@ -46,8 +51,9 @@ def evaluate(
     pictures: Sequence[Pixels],
     prompts: Sequence[str],
     batch: int = 1,
+    features: FeatureSource = drawn_features,
 ) -> Trace:
-    """Computes ``stages`` in their order, ``batch`` pictures of one shape at a time.
+    """Computes ``stages`` in their order, ``batch`` pictures of one shape at a time; ``features`` stands for LMMs.
 
     Prompts are padded to the longest.
     """
@@ -55,13 +61,16 @@ def evaluate(
     outputs: dict[str, Arrays] = {}
     seconds: dict[str, float] = {}
     for stage in stages:
+        if stage.lmm is not None:
+            outputs[stage.name] = {FEATURE: features(stage, pictures, prompts)}
+            continue
         arrays: dict[str, NDArray[Any]] = {}
         for name, source in stage.inputs.items():
             if isinstance(source, ImageInput):
                 arrays[name] = as_rows([apply_view(picture, source.view) for picture in pictures])
             elif isinstance(source, PromptInput):
                 arrays[name] = _tokens(*tokenizers[source.tokenizer], prompts, source)
-            else:
+            elif isinstance(source, StageInput):
                 arrays[name] = outputs[source.stage][source.output]
         inputs[stage.name] = arrays
         started = perf_counter()
@@ -103,7 +112,9 @@ def torch_run(modules: Mapping[str, nn.Module]) -> Run:
 
 def onnx_run(folder: Path, stages: Sequence[Stage], threads: int) -> Run:
     """Runs stages as the ONNX graphs that ``folder`` holds, on the CPU."""
-    sessions = {stage.name: open_session(folder / str(stage.graph), threads) for stage in stages}
+    sessions = {
+        stage.name: open_session(folder / str(stage.graph), threads) for stage in stages if stage.graph is not None
+    }
 
     def run(stage: Stage, arrays: Arrays) -> Arrays:
         values = sessions[stage.name].run(stage.outputs, {name: arrays[name] for name in stage.inputs})

@@ -30,6 +30,7 @@ from critiq_exporters.core.gates import (
     variant_gates,
 )
 from critiq_exporters.core.graphs import ExportError, write_graph
+from critiq_exporters.core.lmm_features import drawn_features, golden_features
 from critiq_exporters.core.pictures import Pixels, drawn_pictures, prompts
 from critiq_exporters.core.precisions import NOTES, Precision, convert
 from critiq_exporters.core.report import PrecisionReport, Report, packages
@@ -111,6 +112,7 @@ class _Job:
         say: Callable[[str], None],
     ) -> None:
         self.model, self.settings, self.stages, self.pictures = model, settings, stages, pictures
+        self.graphs = [stage for stage in stages if stage.lmm is None]
         self.folders, self.say = folders, say
         for folder in folders.values():
             for name, file in model.files.items():
@@ -124,7 +126,7 @@ class _Job:
 
     def run(self) -> Report:
         self.say("torch: the scores to agree with")
-        count = max(_GOLDEN, *(stage.max_batch for stage in self.stages))
+        count = max(_GOLDEN, *(stage.max_batch for stage in self.graphs))
         eager = self._evaluate(torch_run(self.model.modules), self.pictures[:count])
         reports = [self._fp32(eager)]
         if len(self.folders) > 1:
@@ -148,14 +150,14 @@ class _Job:
 
     def _fp32(self, eager: Trace) -> PrecisionReport:
         folder = self.folders["fp32"]
-        for stage in self.stages:
+        for stage in self.graphs:
             self.say(f"fp32: writing {stage.graph}")
             numbers = np.resize(alike(eager.inputs[stage.name])[0], 2)
             example = {name: take(rows, numbers) for name, rows in eager.inputs[stage.name].items()}
             write_graph(self.model.modules[stage.name], stage, example, folder / str(stage.graph))
         self.say("fp32: holding the graphs against torch")
         run = self._onnx("fp32")
-        gates = [gate for stage in self.stages for gate in stage_gates(stage, run, eager, "torch")]
+        gates = [gate for stage in self.graphs for gate in stage_gates(stage, run, eager, "torch")]
         found = self._evaluate(run, self.pictures[:_GOLDEN])
         gates += [score_gate(dimension, eager, found, "torch") for dimension in self.model.dimensions]
         if failed := [gate for gate in gates if not gate.passed]:
@@ -168,7 +170,7 @@ class _Job:
     def _variant(self, precision: Precision, reference: Trace) -> PrecisionReport:
         self.say(f"{precision}: converting, and scoring {len(self.pictures)} pictures")
         source, folder = self.folders["fp32"], self.folders[precision]
-        for stage in self.stages:
+        for stage in self.graphs:
             convert(precision, source / str(stage.graph), folder / str(stage.graph))
         run = self._onnx(precision)
         found = self._evaluate(run, self.pictures)
@@ -178,7 +180,7 @@ class _Job:
             for gate in variant_gates(dimension, reference, found, self.settings.limits)
         ]
         drift = {}
-        for stage in self.stages:
+        for stage in self.graphs:
             inputs = {name: take(rows, np.array([0])) for name, rows in reference.inputs[stage.name].items()}
             graphs = (source / str(stage.graph), folder / str(stage.graph))
             layers = layer_drift(*graphs, inputs, self.settings.threads)
@@ -194,12 +196,14 @@ class _Job:
     def complete(self, precision: Precision, report: Report) -> None:
         """Adds golden records, report and manifest to the graphs of ``precision``."""
         folder, int8 = self.folders[precision], precision == "int8"
-        for stage in self.stages:
+        for stage in self.graphs:
             _strip(folder / str(stage.graph))
         count = 1 if int8 else _GOLDEN  # the server replays them as one batch, which int8 cannot bear
         trace = self.golden[precision]
         expected = {dimension.name: trace.raw(dimension) for dimension in self.model.dimensions}
-        write_golden(folder, self.pictures[:count], prompts(count), expected)
+        features = golden_features(self.stages, trace.outputs)
+        own = self.model.features is not None
+        write_golden(folder, self.pictures[:count], prompts(count), expected, features, features_from_lmm=own)
         report.write(folder)
         stages = [stage.model_copy(update={"max_batch": 1}) for stage in self.stages] if int8 else self.stages
         write_manifest(
@@ -224,13 +228,14 @@ class _Job:
             precision=precision,
             name=_name(self.settings, precision),
             gates=gates,
-            graph_bytes={stage.name: (folder / str(stage.graph)).stat().st_size for stage in self.stages},
+            graph_bytes={stage.name: (folder / str(stage.graph)).stat().st_size for stage in self.graphs},
             seconds={name: seconds / count for name, seconds in trace.seconds.items()},
             drift=drift or {},
         )
 
     def _evaluate(self, run: Run, pictures: Sequence[Pixels]) -> Trace:
-        return evaluate(self.stages, self.tokenizers, run, pictures, prompts(len(pictures)))
+        features = self.model.features or drawn_features
+        return evaluate(self.stages, self.tokenizers, run, pictures, prompts(len(pictures)), features=features)
 
     def _onnx(self, precision: Precision) -> Run:
         return onnx_run(self.folders[precision], self.stages, self.settings.threads)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from critiq_exporters.core.lmm_features import FeatureSource
 from critiq_server.bundles.manifest import Dimension, Licence, Stage, Tokenizer
 
 Options = Mapping[str, str | float | int]
@@ -36,8 +37,9 @@ class Card:
 class Exportable:
     """One model, ready to be exported.
 
-    ``modules`` holds a module in evaluation mode for each stage: it takes the stage's inputs in the manifest's order,
-    batch first (pictures as uint8, straight from the view), and returns the stage's outputs in their order.
+    ``modules`` holds a module in evaluation mode for each stage but those of LMMs: it takes the stage's inputs in the
+    manifest's order, batch first (pictures as uint8, straight from the view), and returns the stage's outputs in their
+    order.
     """
 
     card: Card
@@ -51,6 +53,8 @@ class Exportable:
     tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
     files: Mapping[str, Path | bytes] = field(default_factory=dict)
     """Further files of the bundle (the tokenizers'), or their content, by the name that they get."""
+    features: FeatureSource | None = None
+    """What the LMM stages give, for gates and golden records; drawn at random where left out."""
 
 
 @dataclass(frozen=True)

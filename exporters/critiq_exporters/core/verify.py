@@ -16,6 +16,7 @@ from critiq_exporters.core.gates import (
     stage_gates,
     variant_gates,
 )
+from critiq_exporters.core.lmm_features import drawn_features
 from critiq_exporters.core.pictures import Pixels, prompts
 from critiq_exporters.core.precisions import Precision
 from critiq_exporters.core.report import read_report
@@ -45,12 +46,19 @@ def verify(
     manifest = read_manifest(bundle)
     texts = prompts(len(pictures))
     run = onnx_run(bundle, manifest.stages, threads)
-    alone = evaluate(manifest.stages, open_tokenizers(manifest.tokenizers, bundle), run, pictures, texts)
+    model = build() if build is not None else None
+    features = (model.features if model is not None else None) or drawn_features
+    alone = evaluate(
+        manifest.stages, open_tokenizers(manifest.tokenizers, bundle), run, pictures, texts, features=features
+    )
     tolerance = HALF_TOLERANCE if precision_of(bundle, manifest.name) == "fp16" else OUTPUT_TOLERANCE
-    gates = [gate for stage in manifest.stages for gate in stage_gates(stage, run, alone, "itself alone", tolerance)]
-    if build is not None:
-        modules = torch_run(build().modules)
-        eager = evaluate(manifest.stages, open_tokenizers(manifest.tokenizers, bundle), modules, pictures, texts)
+    graphs = [stage for stage in manifest.stages if stage.lmm is None]
+    gates = [gate for stage in graphs for gate in stage_gates(stage, run, alone, "itself alone", tolerance)]
+    if model is not None:
+        modules = torch_run(model.modules)
+        eager = evaluate(
+            manifest.stages, open_tokenizers(manifest.tokenizers, bundle), modules, pictures, texts, features=features
+        )
         gates += [score_gate(dimension, eager, alone, "torch") for dimension in manifest.dimensions]
     if reference is not None:
         other = read_manifest(reference)
@@ -60,6 +68,7 @@ def verify(
             onnx_run(reference, other.stages, threads),
             pictures,
             texts,
+            features=features,
         )
         for dimension in manifest.dimensions:
             gates += variant_gates(dimension, expected, alone, limits or VariantLimits())
