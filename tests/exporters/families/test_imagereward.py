@@ -44,6 +44,7 @@ def blips_towers(state: dict[str, Tensor]) -> tuple[BlipVisionModel, BlipTextMod
             intermediate_size=256,
             image_size=32,
             patch_size=16,
+            layer_norm_eps=1e-6,  # the authors'; transformers' default is another
         )
     )
     text = BlipTextModel(

@@ -102,7 +102,7 @@ def load(
     stage = Stage(
         name="antonyms",
         graph="antonyms.onnx",
-        inputs={"image": StageInput(stage="image", output="embedding")},
+        inputs={"image": StageInput(stage="image", output="features")},
         outputs=list(pairs),
         max_batch=64,
         cache=False,

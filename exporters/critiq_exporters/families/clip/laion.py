@@ -49,7 +49,7 @@ def load(
     stage = Stage(
         name="head",
         graph="head.onnx",
-        inputs={"image": StageInput(stage="image", output="embedding")},
+        inputs={"image": StageInput(stage="image", output="features")},
         outputs=["rating"],
         max_batch=64,
         cache=False,

@@ -25,7 +25,7 @@ class Parts:
 
 
 def picture_parts(folder: Folder, view: View | None = None, max_batch: int = 16) -> Parts:
-    """Stage ``image``: pixels to an embedding of length one, output ``embedding``.
+    """Stage ``image``: pixels to an embedding of length one, output ``features``.
 
     Pictures are prepared as OpenAI's code does, the shorter side to the network's and the middle cut out, unless
     ``view`` says otherwise.
@@ -35,7 +35,7 @@ def picture_parts(folder: Folder, view: View | None = None, max_batch: int = 16)
         name="image",
         graph="image.onnx",
         inputs={"image": ImageInput(view=view or ResizeView(height=side, width=side, fit="crop_rounded"))},
-        outputs=["embedding"],
+        outputs=["features"],
         max_batch=max_batch,
     )
     module = ImageEncoder(folder.network.image, folder.mean, folder.std).eval()
@@ -43,12 +43,12 @@ def picture_parts(folder: Folder, view: View | None = None, max_batch: int = 16)
 
 
 def text_parts(folder: Folder, max_batch: int = 16) -> Parts:
-    """Stage ``text``: the prompt to an embedding of length one, output ``embedding``; with its tokenizer."""
+    """Stage ``text``: the prompt to an embedding of length one, output ``features``; with its tokenizer."""
     stage = Stage(
         name="text",
         graph="text.onnx",
         inputs={"ids": PromptInput(tokenizer="text")},
-        outputs=["embedding"],
+        outputs=["features"],
         max_batch=max_batch,
     )
     # What follows the closing token is not looked at, so anything serves as padding.
@@ -69,7 +69,7 @@ def match_parts(folder: Folder, head: nn.Module, view: View | None = None) -> Pa
     match = Stage(
         name="match",
         graph="match.onnx",
-        inputs={name: StageInput(stage=name, output="embedding") for name in ("image", "text")},
+        inputs={name: StageInput(stage=name, output="features") for name in ("image", "text")},
         outputs=["score"],
         max_batch=64,
         cache=False,
