@@ -148,9 +148,9 @@ class DiskStore:
         raise StoreFull(f"{self.path} is full of notes, or of pages that readers hold; raise its limit")
 
     def holds(self, keys: Iterable[Key]) -> set[Key]:
-        """Those of ``keys`` that are there, intact or not."""
+        """Those of ``keys`` that are there and intact."""
         with self._failures(), self._environment.begin(self._records, buffers=True) as transaction:
-            return {key for key in keys if transaction.get(key) is not None}
+            return {key for key in keys if _intact(transaction.get(key, b""))}
 
     def records(self) -> Iterator[tuple[Key, bytes]]:
         """Every entry as it is stored, in the order of keys, as of one moment."""
@@ -378,7 +378,7 @@ def _note_key(name: str) -> bytes:
     return bytes(blake3(name.encode("utf-8", "surrogateescape")).digest())
 
 
-def _intact(record: bytes) -> bool:
+def _intact(record: bytes | memoryview) -> bool:
     try:
         check(record)
     except RecordError:

@@ -1,4 +1,4 @@
-"""The command line: ``critiq serve | score | rank | compare | models | export``."""
+"""The command line: ``critiq serve | score | rank | compare | models | export | features``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ app.command(epilog=exits.HELP)(score.score)
 app.command(epilog=exits.HELP)(rank.rank)
 app.command(epilog=exits.HELP)(rank.compare)
 app.command(epilog=exits.HELP)(models.models)
-for _command in (handover.serve, handover.export):
+for _command in (handover.serve, handover.export, handover.features):
     # They parse what follows themselves, --help too.
     app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
         _command

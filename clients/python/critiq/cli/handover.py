@@ -1,4 +1,4 @@
-"""``critiq serve`` and ``critiq export``: hand over to the packages that do it, which have their own options."""
+"""``critiq serve``, ``export`` and ``features``: hand over to the packages that do it, which have their own options."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def serve(context: typer.Context) -> None:
 def export(context: typer.Context) -> None:
     """Turn a trained checkpoint into a bundle. Needs the extra `export`."""
     _hand_over(context, "critiq_exporters.cli", "the exporter", "export")
+
+
+def features(context: typer.Context) -> None:
+    """Compute features of large multimodal models ahead, and look after stores of them. Needs the extra `lmm`."""
+    _hand_over(context, "critiq_exporters.features.cli", "the builder of features", "lmm")
 
 
 def _hand_over(context: typer.Context, module: str, what: str, extra: str) -> None:
