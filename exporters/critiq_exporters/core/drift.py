@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from onnx import helper
 from pydantic import BaseModel, ConfigDict
 
 from critiq_exporters.core.evaluate import Arrays, open_session
+from critiq_exporters.core.graphs import save_graph
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Metadata of a node: the torch modules that it came from, outermost first, as a Python list."""
@@ -64,7 +66,11 @@ def _outputs_of(
 ) -> list[NDArray[np.float32]]:
     kept = {output.name for output in model.graph.output}
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in kept)
-    values = open_session(model.SerializeToString(), threads).run(list(names), dict(inputs))
+    # Through a file: a graph with many weights is too large for one message.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "watched.onnx"
+        save_graph(model, path)
+        values = open_session(path, threads).run(list(names), dict(inputs))
     return [np.asarray(value, np.float32) for value in values]
 
 

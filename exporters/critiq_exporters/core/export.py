@@ -29,7 +29,7 @@ from critiq_exporters.core.gates import (
     stage_gates,
     variant_gates,
 )
-from critiq_exporters.core.graphs import ExportError, write_graph
+from critiq_exporters.core.graphs import ExportError, graph_bytes, save_graph, write_graph
 from critiq_exporters.core.lmm_features import drawn_features, golden_features
 from critiq_exporters.core.pictures import Pixels, drawn_pictures, prompts
 from critiq_exporters.core.precisions import NOTES, Precision, convert
@@ -228,7 +228,7 @@ class _Job:
             precision=precision,
             name=_name(self.settings, precision),
             gates=gates,
-            graph_bytes={stage.name: (folder / str(stage.graph)).stat().st_size for stage in self.graphs},
+            graph_bytes={stage.name: graph_bytes(folder / str(stage.graph)) for stage in self.graphs},
             seconds={name: seconds / count for name, seconds in trace.seconds.items()},
             drift=drift or {},
         )
@@ -259,4 +259,4 @@ def _strip(path: Path) -> None:
         kept = [entry for entry in holder.metadata_props if entry.key == SCOPES]
         del holder.metadata_props[:]
         holder.metadata_props.extend(kept)
-    onnx.save(model, str(path))
+    save_graph(model, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import warnings
@@ -19,6 +20,10 @@ from critiq_server.bundles.manifest import ImageInput, Input, NativeView, Prompt
 
 OPSET = 20
 """The newest that TensorRT builds with dynamic batches; from 23 on the exporter emits an Attention operator."""
+
+LARGEST_MESSAGE = 1_900_000_000
+"""Bytes of weights that a graph file holds at the most: as one protobuf message it must stay below 2 GiB."""
+_DIGEST = "weights_sha256"
 
 
 class ExportError(RuntimeError):
@@ -44,12 +49,50 @@ def write_graph(module: nn.Module, stage: Stage, example: Arrays, path: Path) ->
                 input_names=list(stage.inputs),
                 output_names=list(stage.outputs),
                 dynamic_shapes=shapes,
-                external_data=False,
+                external_data=_bytes_of(module) > LARGEST_MESSAGE,
                 verbose=False,
             )
         except (torch.onnx.OnnxExporterError, RuntimeError) as error:
             raise ExportError(f"stage {stage.name!r} cannot be exported: {error}") from error
     onnx.checker.check_model(str(path))
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Writes ``model``; where its weights are too many for one message, they go to a file beside it.
+
+    The graph then carries their SHA-256: a stage's outputs are named by the digest of its graph file, which must change
+    with the weights.
+    """
+    weights = weights_of(path)
+    weights.unlink(missing_ok=True)  # onnx would append to it
+    if not is_large(model):
+        onnx.save(model, str(path))
+        return
+    onnx.save(model, str(path), save_as_external_data=True, location=weights.name)
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    described = onnx.load(str(path), load_external_data=False)
+    onnx.helper.set_model_props(described, {_DIGEST: digest})
+    onnx.save(described, str(path))
+
+
+def is_large(model: onnx.ModelProto) -> bool:
+    """Whether the weights of ``model``, which must be in memory, are too many for one message."""
+    return sum(len(weight.raw_data) for weight in model.graph.initializer) > LARGEST_MESSAGE
+
+
+def weights_of(path: Path) -> Path:
+    """The file beside a graph that holds its weights, where they are too many for the graph's own."""
+    return path.with_name(f"{path.name}.data")
+
+
+def graph_bytes(path: Path) -> int:
+    """Size of a graph with its weights, wherever they lie."""
+    return sum(file.stat().st_size for file in (path, weights_of(path)) if file.exists())
+
+
+def _bytes_of(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _open_axes(source: Input, length: Any) -> dict[int, Any]:

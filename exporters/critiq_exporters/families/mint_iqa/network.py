@@ -1,8 +1,9 @@
 """MINT-IQA: a picture tower, a transformer whose queries look at the picture and read the prompt, three regressors.
 
-Wang et al., Quality Assessment for AI Generated Images with Instruction Tuning. The picture tower is EVA's ViT-g without
-its last block (Fang et al., CVPR 2023); the query transformer is BLIP-2's (Li et al., ICML 2023): BERT, in which learned
-queries and the words of a text attend to each other, and in every second layer the queries alone to the picture.
+Wang et al., Quality Assessment for AI Generated Images with Instruction Tuning. The picture tower is EVA's ViT-g
+without its last block (Fang et al., CVPR 2023); the query transformer is BLIP-2's (Li et al., ICML 2023): BERT, in
+which learned queries and the words of a text attend to each other, and in every second layer the queries alone to the
+picture.
 
 A second pair of tower and transformer explains: what the first transformer's queries gave is added to the second's own
 queries, a question takes the prompt's place, and the result is projected to input embeddings of a language model.
