@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from critiq_exporters.core.exportable import Family
 from critiq_exporters.families.clip import clip_iqa, clipscore, hps, laion, pickscore
 from critiq_exporters.families.cnn_iqa import family as cnn_iqa
+from critiq_exporters.families.eliq import family as eliq
 from critiq_exporters.families.imagereward import family as imagereward
+from critiq_exporters.families.ma_agiqa import family as ma_agiqa
 from critiq_exporters.families.maniqa import family as maniqa
+from critiq_exporters.families.natural_scene import brisque_family, niqe_family
 
 FAMILIES: Mapping[str, Family] = {
     family.card.family: family
     for family in (
         maniqa.FAMILY,
+        ma_agiqa.FAMILY,
+        eliq.FAMILY,
         clipscore.FAMILY,
         pickscore.FAMILY,
         hps.FAMILY,
@@ -21,6 +26,8 @@ FAMILIES: Mapping[str, Family] = {
         laion.FAMILY,
         clip_iqa.FAMILY,
         cnn_iqa.FAMILY,
+        niqe_family.FAMILY,
+        brisque_family.FAMILY,
         # One line a family, in the order of the table in docs/models/families.md.
     )
 }

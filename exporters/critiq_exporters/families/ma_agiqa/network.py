@@ -21,6 +21,7 @@ class PositionVotes(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
+        self.shape = shape
         self.tower = Tower(shape)
 
     def forward(self, pixels: Tensor) -> Tensor:
