@@ -33,23 +33,29 @@ def drawn_features(stage: Stage, pictures: Sequence[Pixels], prompts: Sequence[s
 
 
 class LmmFeatures:
-    """The LMM's own features; each is computed once, however often it is asked for."""
+    """The LMM's own features for the first ``count`` pictures, each computed once; for the others drawn ones.
 
-    def __init__(self, extractor: Extractor) -> None:
-        self._extractor = extractor
+    The first are the golden records. Asking a large model about all pictures of the gates would take hours on a CPU
+    and show nothing more.
+    """
+
+    def __init__(self, extractor: Extractor, count: int = 4) -> None:
+        self._extractor, self._count = extractor, count
         self._known: dict[tuple[str, str, bytes], NDArray[np.float32]] = {}
 
     def __call__(self, stage: Stage, pictures: Sequence[Pixels], prompts: Sequence[str]) -> NDArray[np.float32]:
         lmm, source = _lmm(stage), stage.inputs["image"]
         assert isinstance(source, ImageInput)  # noqa: S101 - the manifest's validator saw to it
         rows = []
-        for picture, prompt in zip(pictures, prompts, strict=True):
+        for picture, prompt in zip(pictures[: self._count], prompts, strict=False):
             key = (lmm.text, prompt if lmm.reads_prompt else "", picture.tobytes())
             if key not in self._known:
                 seen = apply_view(picture, source.view)
                 asked = [Instruction(lmm.instruction, lmm.text)]
                 self._known[key] = self._extractor.extract([seen], [prompt], asked)[0, 0]
             rows.append(self._known[key])
+        if len(pictures) > self._count:
+            rows += list(drawn_features(stage, pictures[self._count :], prompts[self._count :]))
         return np.stack(rows)
 
 

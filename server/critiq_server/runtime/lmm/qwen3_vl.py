@@ -22,7 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from critiq_server.bundles.lmm import IMAGE, INSTRUCTION, Backbone, GridProcessor
 from critiq_server.runtime.lmm.base import Instruction, Pixels, rounded
-from critiq_server.runtime.lmm.devices import DTYPES, choose_device, describe_device, in_halves
+from critiq_server.runtime.lmm.devices import DTYPES, choose_device, describe_device, in_halves, quiet_library
 from critiq_server.runtime.lmm.folder import LmmUnavailable, read_config
 
 _LEVEL = [0.5, 0.5, 0.5]
@@ -211,14 +211,15 @@ def _load(folder: Path, backbone: Backbone, device: torch.device) -> Any:
         raise LmmUnavailable(f"{folder} holds a model of the type {kind!r}, not a qwen3_vl")
     library: Any = Qwen3VLModel
     try:
-        model, report = library.from_pretrained(
-            folder,
-            dtype=DTYPES[backbone.dtype],
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with quiet_library():
+            model, report = library.from_pretrained(
+                folder,
+                dtype=DTYPES[backbone.dtype],
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise LmmUnavailable(f"{folder} cannot be loaded as a Qwen3-VL: {error}") from error
     if report["missing_keys"]:  # they would be drawn at random
