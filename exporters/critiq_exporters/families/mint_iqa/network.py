@@ -175,7 +175,8 @@ class QueryTransformer(nn.Module):
         hidden = F.pad((1 - mask.to(x.dtype)) * _BLOCKED, (queries.shape[1], 0))[:, None, None]
         for layer in self.layers:
             x = layer(x, hidden, picture)
-        return x
+        seen: Tensor = x
+        return seen
 
 
 class _Block(nn.Module):
@@ -214,10 +215,10 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, hidden: Tensor, picture: Tensor) -> Tensor:
         x = self.own(x if self.of_words is not None else x[:, : self.queries], x, hidden)
-        queries = x[:, : self.queries]
+        looking = x[:, : self.queries]
         if self.cross is not None:
-            queries = self.cross(queries, picture, None)
-        queries = self.of_queries(queries)
+            looking = self.cross(looking, picture, None)
+        queries: Tensor = self.of_queries(looking)
         if self.of_words is None:
             return queries
         return torch.cat([queries, self.of_words(x[:, self.queries :])], dim=1)
