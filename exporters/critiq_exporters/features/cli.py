@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +56,7 @@ def _build(
         Path | None, typer.Option(help="Folder of the LMM: its safetensors, configuration, words.")
     ] = None,
     name: Annotated[
-        str, typer.Option(help="With --backbone: what bundles call the LMM; the folder's name where left out.")
+        str, typer.Option(help="With --backbone: what bundles call the LMM (--lmm-name of their export).")
     ] = "",
     questions: Questions = None,
     prompts: Annotated[
@@ -93,7 +92,8 @@ def _build(
     limit = limit_mb * 2**20 if limit_mb is not None else None
     count = round(source.count / part.of) if source.count is not None else None
     with DiskStore(store, limit) as opened:
-        _say(f"opening {inquiry.questions[0].lmm.model}")
+        lmm = inquiry.questions[0].lmm
+        _say(f"opening {lmm.model}, fingerprint {lmm.revision}")
         extractor = inquiry.open()
         progress, teller = Progress(count), Teller()
         try:
@@ -128,8 +128,7 @@ def _inquiry(
             raise UsageError("--name, --dtype, --stored and --max-pixels go with --backbone; the bundle says all that")
         return of_bundle(bundle, wanted, computing)
     assert backbone is not None  # noqa: S101 - one of the two is given
-    processor = {"max_pixels": max_pixels} if max_pixels is not None else {}
-    return of_backbone(backbone, wanted, computing, model=name, dtype=dtype, stored=stored, **processor)
+    return of_backbone(backbone, wanted, computing, model=name, dtype=dtype, stored=stored, max_pixels=max_pixels)
 
 
 @app.command(name="merge")
@@ -138,11 +137,14 @@ def _merge(
     sources: Annotated[list[Path], typer.Argument(help="Stores to copy from.")],
 ) -> None:
     """Put the features of several stores, for instance of shards, into one."""
-    with ExitStack() as stack:
-        opened = [stack.enter_context(DiskStore(path, read_only=True)) for path in sources]
-        target = stack.enter_context(DiskStore(into))
-        merged = contents.merge(target, opened)
-        typer.echo(f"{merged.features:,} features and {merged.pictures:,} pictures added to {into}")
+    if into.resolve() in [path.resolve() for path in sources]:
+        raise UsageError(f"{into} cannot be merged into itself")
+    merged = contents.Merged()
+    with DiskStore(into) as target:
+        for path in sources:
+            with DiskStore(path, read_only=True) as source:
+                contents.merge(target, source, merged)
+    typer.echo(f"{merged.features:,} features and {merged.pictures:,} pictures added to {into}")
     for name in merged.conflicts[:10]:
         _say(f"{name}: another picture or prompt has this name; it kept it")
     if merged.conflicts:

@@ -106,20 +106,17 @@ class Merged:
     conflicts: list[str] = field(default_factory=list)
 
 
-def merge(into: DiskStore, sources: Sequence[DiskStore]) -> Merged:
+def merge(into: DiskStore, source: DiskStore, merged: Merged) -> None:
     """Copies features and notes; what is there already stays. Repeating it changes nothing, so it may be interrupted.
 
-    Where names conflict, the first picture keeps the name; the features of both are there.
+    Where names conflict, the first picture keeps the name; the features of both are there. Counts go to ``merged``.
     """
-    merged = Merged()
-    for source in sources:
-        for chunk in _chunks(source.records()):
-            records = dict(chunk)
-            merged.features += len(records) - len(into.holds(records))
-            into.put_records(records)
-        for named in _chunks(source.notes()):
-            into.put_many({}, dict(_joined(into, name, note, merged) for name, note in named))
-    return merged
+    for chunk in _chunks(source.records()):
+        records = dict(chunk)
+        merged.features += len(records) - len(into.holds(records))
+        into.put_records(records)
+    for named in _chunks(source.notes()):
+        into.put_many({}, dict(_joined(into, name, note, merged) for name, note in named))
 
 
 def _joined(into: DiskStore, name: str, note: dict[str, Any], merged: Merged) -> tuple[str, dict[str, Any]]:

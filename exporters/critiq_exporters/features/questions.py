@@ -17,6 +17,14 @@ from critiq_server.runtime.lmm.folder import check_revision, fingerprint, read_c
 from critiq_server.runtime.lmm.instructions import QUESTIONS, BackboneName, ask, find_instructions, standard_backbone
 from critiq_server.runtime.lmm.settings import RemoteSettings
 
+NAMES: dict[str, str] = {
+    "qwen3-vl": "Qwen/Qwen3-VL-8B-Instruct",
+    "mplug-owl2": "MAGAer13/mplug-owl2-llama2-7b",
+}
+"""What the families' exporters call their LMM where they are told nothing else: a part of every feature's name."""
+
+_MIN_PIXELS = 65_536
+
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
@@ -74,7 +82,7 @@ def of_backbone(
     model: str = "",
     dtype: str = "",
     stored: str = "",
-    **processor: Any,
+    max_pixels: int | None = None,
 ) -> Inquiry:
     """A backbone as its family reads it, asked the registered questions ``wanted`` (none: the family's).
 
@@ -82,13 +90,13 @@ def of_backbone(
         name: of the backbone.
         wanted: ids of instructions.
         computing: where; the folder is needed, since its fingerprint is part of every feature's name.
-        model: what the LMM is called in bundles; empty: the folder's name.
+        model: what the LMM is called in bundles; empty: as in ``NAMES``.
         dtype: to compute in; empty: the family's.
         stored: to keep in; empty: the family's.
-        processor: bounds of the picture's processor that differ from the family's.
+        max_pixels: of Qwen3-VL: larger pictures are shrunk to it; ``None``: the family's.
 
     Raises:
-        UsageError: a name is unknown, or there is no folder.
+        UsageError: a name is unknown, an option does not fit the backbone, or there is no folder.
         LmmUnavailable: the folder holds no LMM.
     """
     if name not in get_args(BackboneName):
@@ -96,6 +104,9 @@ def of_backbone(
     for option, value in (("--dtype", dtype), ("--stored", stored)):
         if value and value not in get_args(FloatFormat):
             raise UsageError(f"{option} {value!r} is none of {', '.join(get_args(FloatFormat))}")
+    if max_pixels is not None and name != "qwen3-vl":
+        raise UsageError("--max-pixels goes with --backbone qwen3-vl; mPLUG-Owl2 sees every picture at 448 x 448")
+    processor = {"min_pixels": min(_MIN_PIXELS, max_pixels), "max_pixels": max_pixels} if max_pixels else {}
     if computing.folder is None:
         raise UsageError(
             "--backbone needs --model, the LMM's folder, even if it is asked elsewhere: the fingerprint of its files "
@@ -106,12 +117,12 @@ def of_backbone(
         instructions = find_instructions(wanted or QUESTIONS[known])
         backbone = standard_backbone(
             known,
-            model or computing.folder.resolve().name,
+            model or NAMES[known],
             fingerprint(computing.folder),
             _width(computing.folder),
             dtype=cast(FloatFormat, dtype) if dtype else None,
             stored=cast(FloatFormat, stored) if stored else None,
-            **processor,
+            **cast(Any, processor),
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -97,23 +97,20 @@ def _directory(path: Path, prompts: Prompts | None) -> Source:
 
 
 def _jsonl(path: Path) -> Source:
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-
-    def items() -> Iterator[Item]:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row: Any = json.loads(line)
-            except ValueError as error:
-                raise UsageError(f"{path}, line {number}: no JSON: {error}") from error
-            where = f"{path}, line {number}"
-            if not isinstance(row, dict):
-                raise UsageError(f"{where}: no JSON object")
-            file, prompt = _text(row, FILE_COLUMNS, where), _text(row, PROMPT_COLUMNS, where, default="")
-            yield Item(_text(row, _NAME_COLUMNS, where, default=file), prompt, (path.parent / file).read_bytes)
-
-    return Source(items, sum(1 for line in lines if line.strip()))
+    items = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row: Any = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{where}: no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UsageError(f"{where}: no JSON object")
+        file, prompt = _text(row, FILE_COLUMNS, where), _text(row, PROMPT_COLUMNS, where, default="")
+        items.append(Item(_text(row, _NAME_COLUMNS, where, default=file), prompt, (path.parent / file).read_bytes))
+    return Source(lambda: items, len(items))
 
 
 def _parquet(path: Path) -> Source:
@@ -167,6 +164,7 @@ def _tar(path: Path) -> Source:
     def items() -> Iterator[Item]:
         sample: dict[str, bytes] = {}
         stem = ""
+        problem = None if _has_end(path) else "the end is missing"
         try:
             with tarfile.open(path, "r|") as archive:
                 for member in archive:
@@ -181,11 +179,20 @@ def _tar(path: Path) -> Source:
                     stream = archive.extractfile(member)
                     sample[base.partition(".")[2].lower()] = stream.read() if stream is not None else b""
         except (tarfile.TarError, EOFError) as error:
-            raise UsageError(f"{path} cannot be read as a tar file: {error}") from error
+            problem = str(error)
         if sample:
             yield from _sample_item(stem, sample)
+        if problem is not None:  # what is there is built; what is not is one failure
+            yield Item(path.name, "", partial(_missing, f"the tar file is cut short or damaged: {problem}"))
 
     return Source(items, None)
+
+
+def _has_end(path: Path) -> bool:
+    """A tar file ends in 1,024 zero bytes; ``tarfile`` takes one that was cut between two members for whole."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 1024))
+        return file.read() == bytes(1024)
 
 
 def _sample_item(stem: str, sample: dict[str, bytes]) -> Iterator[Item]:
