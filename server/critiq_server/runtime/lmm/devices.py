@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.utils import logging as library_logging
 
 from critiq_server.bundles.lmm import FloatFormat
 from critiq_server.runtime.lmm.folder import LmmUnavailable
@@ -18,19 +16,6 @@ DTYPES: dict[FloatFormat, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-
-
-@contextmanager
-def quiet_library() -> Iterator[None]:
-    """Without transformers' progress bars and tables of parameters; what is wrong with a checkpoint we say ourselves."""
-    level = library_logging.get_verbosity()
-    library_logging.set_verbosity_error()
-    library_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library_logging.set_verbosity(level)
-        library_logging.enable_progress_bar()
 
 
 def choose_device(name: str) -> torch.device:

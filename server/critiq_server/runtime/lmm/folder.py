@@ -8,7 +8,8 @@ from pathlib import Path
 
 from critiq_server.runtime.onnx import ProviderUnavailable
 
-_DECISIVE = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer.model", "preprocessor_config.json")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_DECISIVE = (*_WEIGHTS, "config.json", "tokenizer.json", "tokenizer.model", "preprocessor_config.json")
 """Files that decide what a feature is. Others (cards, generation settings, chat templates) do not."""
 
 
@@ -22,13 +23,13 @@ def fingerprint(folder: Path) -> str:
     Reads everything once: about ten seconds for 16 GB.
 
     Raises:
-        LmmUnavailable: ``folder`` is none, or holds no safetensors.
+        LmmUnavailable: ``folder`` is none, or holds no weights.
     """
     files = sorted({file for pattern in _DECISIVE for file in folder.glob(pattern)})
-    if not any(file.suffix == ".safetensors" for file in files):
+    if not any(file.match(pattern) for file in files for pattern in _WEIGHTS):
         raise LmmUnavailable(
-            f"{folder} holds no *.safetensors: pass the folder of a Hugging Face model, with its weights as "
-            "safetensors, its config.json and its tokenizer"
+            f"{folder} holds no weights ({', '.join(_WEIGHTS)}): pass the folder of a Hugging Face model, with its "
+            "weights, its config.json and its tokenizer"
         )
     lines = []
     for file in files:

@@ -7,7 +7,8 @@ once; their keys and values are kept, and all questions continue from there as o
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import DynamicCache, Qwen3VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.utils import logging as library_logging
 
 from critiq_server.bundles.lmm import IMAGE, INSTRUCTION, Backbone, GridProcessor
 from critiq_server.runtime.lmm.base import Instruction, Pixels, rounded
-from critiq_server.runtime.lmm.devices import DTYPES, choose_device, describe_device, in_halves, quiet_library
+from critiq_server.runtime.lmm.devices import DTYPES, choose_device, describe_device, in_halves
 from critiq_server.runtime.lmm.folder import LmmUnavailable, read_config
 
 _LEVEL = [0.5, 0.5, 0.5]
@@ -211,7 +213,7 @@ def _load(folder: Path, backbone: Backbone, device: torch.device) -> Any:
         raise LmmUnavailable(f"{folder} holds a model of the type {kind!r}, not a qwen3_vl")
     library: Any = Qwen3VLModel
     try:
-        with quiet_library():
+        with _quiet_library():
             model, report = library.from_pretrained(
                 folder,
                 dtype=DTYPES[backbone.dtype],
@@ -229,6 +231,20 @@ def _load(folder: Path, backbone: Backbone, device: torch.device) -> Any:
     if width != backbone.width:
         raise LmmUnavailable(f"{folder} has hidden states of {width} numbers, the bundle expects {backbone.width}")
     return model.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Without transformers' progress bars and tables of parameters: what is wrong with a checkpoint is said by us."""
+    library: Any = library_logging
+    level = library.get_verbosity()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        library.enable_progress_bar()
 
 
 def _open_processor(folder: Path, bounds: GridProcessor, vision: Any) -> Any:

@@ -137,7 +137,7 @@ def test_features_are_rounded_to_what_the_store_keeps(folder: Path) -> None:
 
 
 def test_what_is_no_fitting_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(LmmUnavailable, match=r"holds no \*\.safetensors"):
+    with pytest.raises(LmmUnavailable, match="holds no weights"):
         fingerprint(tmp_path)
     with pytest.raises(LmmUnavailable, match=r"config\.json cannot be read"):
         QwenExtractor(tmp_path, backbone(folder), "cpu")
