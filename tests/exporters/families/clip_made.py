@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 SIDE, CONTEXT, EMBEDDING = 32, 20, 24
-SCALE = 100.0
+SCALE, RESNET_SCALE = 100.0, 40.0
 MERGES = ["t h", "th e</w>", "i n", "r e", "re d</w>", "c i", "ci r", "a t", "p h", "o t", "ph ot", "phot o</w>"]
 
 
@@ -36,7 +36,7 @@ def write_vocabulary(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES]) + "\n", "utf-8")
 
 
-def hugging_face_clip(activation: str = "quick_gelu") -> CLIPModel:
+def hugging_face_clip(activation: str = "quick_gelu", layers: int = 2) -> CLIPModel:
     """transformers' own network, three heads a tower, so that no width of a head is the usual one."""
     words = len(vocabulary())
     config = CLIPConfig(
@@ -44,7 +44,7 @@ def hugging_face_clip(activation: str = "quick_gelu") -> CLIPModel:
         text_config={
             "hidden_size": 48,
             "intermediate_size": 96,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": layers,
             "num_attention_heads": 3,
             "vocab_size": words,
             "max_position_embeddings": CONTEXT,
@@ -55,7 +55,7 @@ def hugging_face_clip(activation: str = "quick_gelu") -> CLIPModel:
         vision_config={
             "hidden_size": 60,
             "intermediate_size": 120,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": layers,
             "num_attention_heads": 3,
             "image_size": SIDE,
             "patch_size": 8,
@@ -94,10 +94,10 @@ def made(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.asarray(values, np.float32).reshape(shape))
 
 
-def save_hugging_face(folder: Path, activation: str = "quick_gelu") -> CLIPModel:
+def save_hugging_face(folder: Path, layers: int = 2) -> CLIPModel:
     """A folder as ``save_pretrained`` writes it, with the vocabulary; returns the network."""
     write_vocabulary(folder)
-    model = hugging_face_clip(activation)
+    model = hugging_face_clip(layers=layers)
     with torch.no_grad():
         model.logit_scale.fill_(float(np.log(SCALE)))
     model.save_pretrained(folder)
@@ -125,7 +125,7 @@ def open_clip_state(model: CLIPModel) -> dict[str, Tensor]:
             f"ln_final.{kind}": theirs[f"text_model.final_layer_norm.{kind}"],
         }
         for tower, prefix in (("vision_model", "visual.transformer"), ("text_model", "transformer")):
-            for layer in range(2):
+            for layer in range(model.config.vision_config.num_hidden_layers):
                 source, block = f"{tower}.encoder.layers.{layer}", f"{prefix}.resblocks.{layer}"
                 state[f"{block}.attn.in_proj_{kind}"] = torch.cat(
                     [theirs[f"{source}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
@@ -140,10 +140,10 @@ def open_clip_state(model: CLIPModel) -> dict[str, Tensor]:
     return state
 
 
-def open_clip_config(**changes: Any) -> dict[str, Any]:
+def open_clip_config(layers: int = 2, **changes: Any) -> dict[str, Any]:
     """``open_clip_config.json`` of the same network; ``changes`` replace entries of ``vision_cfg``."""
-    vision = {"image_size": SIDE, "layers": 2, "width": 60, "head_width": 20, "mlp_ratio": 2.0, "patch_size": 8}
-    text = {"context_length": CONTEXT, "vocab_size": len(vocabulary()), "width": 48, "heads": 3, "layers": 2}
+    vision = {"image_size": SIDE, "layers": layers, "width": 60, "head_width": 20, "mlp_ratio": 2.0, "patch_size": 8}
+    text = {"context_length": CONTEXT, "vocab_size": len(vocabulary()), "width": 48, "heads": 3, "layers": layers}
     return {
         "model_cfg": {
             "embed_dim": EMBEDDING,
@@ -155,25 +155,68 @@ def open_clip_config(**changes: Any) -> dict[str, Any]:
     }
 
 
-def save_open_clip(folder: Path) -> None:
+def save_open_clip(folder: Path, layers: int = 2) -> None:
     """A folder in OpenCLIP's layout, with channels' mean and deviation of its own."""
     write_vocabulary(folder)
-    save_file(open_clip_state(hugging_face_clip()), folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps(open_clip_config()), "utf-8")
+    save_file(open_clip_state(hugging_face_clip(layers=layers)), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps(open_clip_config(layers)), "utf-8")
 
 
-def image_reward_state(words: int = 40) -> dict[str, Tensor]:
-    """A checkpoint in ImageReward's layout: towers of 128 and 64, two layers each, pictures of 32 pixels."""
+def save_open_clip_resnet(folder: Path) -> None:
+    """The same texts beside a residual network for pictures: sixteen channels, one block a stage."""
+    write_vocabulary(folder)
+    state = {
+        name: value for name, value in open_clip_state(hugging_face_clip(layers=1)).items() if "visual." not in name
+    }
+    state |= {name: made(name, shape) for name, shape in _resnet_shapes(16).items()}
+    state["logit_scale"] = torch.tensor(float(np.log(RESNET_SCALE)))
+    save_file(state, folder / "open_clip_model.safetensors")
+    config = open_clip_config(1)
+    config["model_cfg"]["vision_cfg"] = {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+    (folder / "open_clip_config.json").write_text(json.dumps(config), "utf-8")
+
+
+def _resnet_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    def norm(name: str, channels: int) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.{kind}": (channels,) for kind in ("weight", "bias", "running_mean", "running_var")}
+
+    half, last = width // 2, width * 32
+    shapes: dict[str, tuple[int, ...]] = {
+        "visual.conv1.weight": (half, 3, 3, 3),
+        "visual.conv2.weight": (half, half, 3, 3),
+        "visual.conv3.weight": (width, half, 3, 3),
+        "visual.attnpool.positional_embedding": ((SIDE // 32) ** 2 + 1, last),
+    }
+    shapes |= norm("visual.bn1", half) | norm("visual.bn2", half) | norm("visual.bn3", width)
+    for part, out in (("q_proj", last), ("k_proj", last), ("v_proj", last), ("c_proj", EMBEDDING)):
+        shapes |= _linear(f"visual.attnpool.{part}", last, out)
+    channels = width
+    for stage in range(4):
+        inner, block = width * 2**stage, f"visual.layer{stage + 1}.0"
+        shapes |= {
+            f"{block}.conv1.weight": (inner, channels, 1, 1),
+            f"{block}.conv2.weight": (inner, inner, 3, 3),
+            f"{block}.conv3.weight": (4 * inner, inner, 1, 1),
+            f"{block}.downsample.0.weight": (4 * inner, channels, 1, 1),
+        }
+        shapes |= norm(f"{block}.bn1", inner) | norm(f"{block}.bn2", inner)
+        shapes |= norm(f"{block}.bn3", 4 * inner) | norm(f"{block}.downsample.1", 4 * inner)
+        channels = 4 * inner
+    return shapes
+
+
+def image_reward_state(layers: int = 2) -> dict[str, Tensor]:
+    """A checkpoint in ImageReward's layout: towers of 128 and 64, forty words, pictures of 32 pixels."""
     shapes: dict[str, tuple[int, ...]] = {
         "blip.visual_encoder.cls_token": (1, 1, 128),
         "blip.visual_encoder.pos_embed": (1, 5, 128),
         "blip.visual_encoder.patch_embed.proj.weight": (128, 3, 16, 16),
         "blip.visual_encoder.patch_embed.proj.bias": (128,),
-        "blip.text_encoder.embeddings.word_embeddings.weight": (words, 64),
+        "blip.text_encoder.embeddings.word_embeddings.weight": (40, 64),
         "blip.text_encoder.embeddings.position_embeddings.weight": (40, 64),
     }
     shapes |= _norms("blip.visual_encoder.norm", 128) | _norms("blip.text_encoder.embeddings.LayerNorm", 64)
-    for layer in range(2):
+    for layer in range(layers):
         block = f"blip.visual_encoder.blocks.{layer}"
         shapes |= _norms(f"{block}.norm1", 128) | _norms(f"{block}.norm2", 128)
         shapes |= _linear(f"{block}.attn.qkv", 128, 384) | _linear(f"{block}.attn.proj", 128, 128)
@@ -210,10 +253,10 @@ def write_bert_vocabulary(folder: Path) -> None:
     (folder / "vocab.txt").write_text("\n".join(words[:39]) + "\n", "utf-8")
 
 
-def save_image_reward(folder: Path) -> None:
+def save_image_reward(folder: Path, layers: int = 2) -> None:
     """A folder with the published file's name, and a vocabulary."""
     write_bert_vocabulary(folder)
-    torch.save(image_reward_state(), folder / "ImageReward.pt")
+    torch.save(image_reward_state(layers), folder / "ImageReward.pt")
 
 
 def _norms(name: str, width: int) -> dict[str, tuple[int, ...]]:

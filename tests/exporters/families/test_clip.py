@@ -240,7 +240,7 @@ def test_settings_of_another_architecture_are_refused(tmp_path: Path, file: str,
 )
 def test_open_clips_other_architectures_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     save_open_clip(tmp_path)
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(open_clip_config(**changes)))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(open_clip_config(2, **changes)))
     with pytest.raises(CheckpointError) as caught:
         open_clip_folder(tmp_path)
     assert message in str(caught.value)

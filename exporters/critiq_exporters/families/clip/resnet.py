@@ -133,8 +133,8 @@ class _Norm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.mean = nn.Parameter(torch.zeros(channels))
-        self.var = nn.Parameter(torch.ones(channels))
+        self.mean = nn.Parameter(torch.zeros(channels), requires_grad=False)
+        self.var = nn.Parameter(torch.ones(channels), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, training=False, eps=1e-5)
