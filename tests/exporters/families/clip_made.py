@@ -36,16 +36,18 @@ def write_vocabulary(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES]) + "\n", "utf-8")
 
 
-def hugging_face_clip(activation: str = "quick_gelu", layers: int = 2) -> CLIPModel:
-    """transformers' own network, three heads a tower, so that no width of a head is the usual one."""
+def hugging_face_clip(
+    activation: str = "quick_gelu", layers: int = 2, widths: tuple[int, int] = (60, 48), heads: int = 3
+) -> CLIPModel:
+    """transformers' own network; ``widths`` of the picture tower and the text tower, not of the usual heads."""
     words = len(vocabulary())
     config = CLIPConfig(
         projection_dim=EMBEDDING,
         text_config={
-            "hidden_size": 48,
+            "hidden_size": widths[1],
             "intermediate_size": 96,
             "num_hidden_layers": layers,
-            "num_attention_heads": 3,
+            "num_attention_heads": heads,
             "vocab_size": words,
             "max_position_embeddings": CONTEXT,
             "bos_token_id": words - 2,
@@ -53,10 +55,10 @@ def hugging_face_clip(activation: str = "quick_gelu", layers: int = 2) -> CLIPMo
             "hidden_act": activation,
         },
         vision_config={
-            "hidden_size": 60,
+            "hidden_size": widths[0],
             "intermediate_size": 120,
             "num_hidden_layers": layers,
-            "num_attention_heads": 3,
+            "num_attention_heads": heads,
             "image_size": SIDE,
             "patch_size": 8,
             "hidden_act": activation,

@@ -136,11 +136,13 @@ def _tower(state: Mapping[str, Tensor], layout: Layout, name: str, width: int, s
     blocks = layout.blocks[name]
     given = settings.image_heads if name == "image" else settings.text_heads
     usual = _HEAD_WIDTHS.get(width, _HEAD_WIDTH) if name == "image" else _HEAD_WIDTH
+    if given is None and width % usual:
+        raise ValueError(f"a width of {width} tells no number of heads; pass the folder with the settings")
     return Tower(
         width=width,
         hidden=state[f"{blocks.format(0)}{layout.block['fc1']}.weight"].shape[0],
         layers=_count(state, blocks),
-        heads=given or max(1, width // usual),
+        heads=given or width // usual,
         quick_gelu=settings.quick_gelu,
         eps=settings.image_eps if name == "image" else settings.text_eps,
     )
