@@ -11,6 +11,7 @@ from critiq_exporters.families.eliq import family as eliq
 from critiq_exporters.families.imagereward import family as imagereward
 from critiq_exporters.families.ma_agiqa import family as ma_agiqa
 from critiq_exporters.families.maniqa import family as maniqa
+from critiq_exporters.families.mint_iqa import family as mint_iqa
 from critiq_exporters.families.natural_scene import brisque_family, niqe_family
 
 FAMILIES: Mapping[str, Family] = {
@@ -18,6 +19,7 @@ FAMILIES: Mapping[str, Family] = {
     for family in (
         maniqa.FAMILY,
         ma_agiqa.FAMILY,
+        mint_iqa.FAMILY,
         eliq.FAMILY,
         clipscore.FAMILY,
         pickscore.FAMILY,

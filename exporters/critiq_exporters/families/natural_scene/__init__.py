@@ -1,0 +1,1 @@
+"""Natural-scene statistics without a trained network: NIQE, IL-NIQE and BRISQUE, computed in double precision."""
