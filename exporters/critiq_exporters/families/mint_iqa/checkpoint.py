@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from critiq_exporters.core.checkpoints import CheckpointError, fill
 from critiq_exporters.families.mint_iqa.network import Explanation, MintIqa, Shape, looks
 
+_Half = TypeVar("_Half", MintIqa, Explanation)
 SCORING, EXPLAINING = "qformer1", "qformer2"
 LANGUAGE_MODEL = f"{EXPLAINING}.llm_model"
 _NEVER_READ = r"(temp|vision_proj\..*|text_proj\..*|Qformer\.bert\.embeddings\.position_ids)"
@@ -30,9 +33,8 @@ def build_scores(state: Mapping[str, Tensor], heads: int = Shape.text_heads) -> 
         CheckpointError: the checkpoint is not a MINT-IQA; the message lists what does not fit.
     """
     shape = _shape(state, SCORING, heads)
-    network = MintIqa(shape)
-    fill(network, state, scoring_names(shape), [*unused(SCORING, shape), rf"{EXPLAINING}\..*"])
-    return network.eval()
+    others = [rf"{EXPLAINING}\..*"]
+    return _filled(MintIqa, shape, state, scoring_names(shape), [*unused(SCORING, shape), *others])
 
 
 def build_explanation(state: Mapping[str, Tensor], heads: int = Shape.text_heads) -> Explanation:
@@ -47,10 +49,8 @@ def build_explanation(state: Mapping[str, Tensor], heads: int = Shape.text_heads
             "scores and no explanations"
         )
     shape = _shape(state, EXPLAINING, heads)
-    network = Explanation(shape)
     others = [rf"{SCORING}\..*", rf"{re.escape(LANGUAGE_MODEL)}\..*"]
-    fill(network, state, explaining_names(shape), [*unused(EXPLAINING, shape), *others])
-    return network.eval()
+    return _filled(Explanation, shape, state, explaining_names(shape), [*unused(EXPLAINING, shape), *others])
 
 
 def unused(half: str, shape: Shape) -> tuple[str, ...]:
@@ -168,6 +168,16 @@ def _perceptron(theirs: str, suffix: str, ours: str) -> dict[str, str]:
 def _both(pairs: Mapping[str, str]) -> dict[str, str]:
     """Names of modules to names of their weights and biases."""
     return {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in pairs.items() for kind in ("weight", "bias")}
+
+
+def _filled(
+    kind: type[_Half], shape: Shape, state: Mapping[str, Tensor], names: Mapping[str, str], skipped: Sequence[str]
+) -> _Half:
+    with torch.device("meta"):  # a file that does not fit is found before gigabytes are taken
+        fill(kind(shape), state, names, skipped)
+    network = kind(shape)
+    fill(network, state, names, skipped)
+    return network.eval()
 
 
 def _shape(state: Mapping[str, Tensor], half: str, heads: int) -> Shape:

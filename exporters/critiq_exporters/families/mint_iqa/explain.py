@@ -114,7 +114,8 @@ class Explainer:
             raise ValueError(f"there are {len(pictures)} pictures and {len(prompts)} prompts")
         if not pictures:
             return []
-        asked = self._questions.encode(normalise(question, _PROMPT_BYTES))
+        question = normalise(question, _PROMPT_BYTES)
+        asked = self._questions.encode(question)
         if asked.report.truncated:
             raise ValueError(
                 f"the question has {asked.report.token_count} tokens, at most {asked.report.token_limit} are read; "
