@@ -60,7 +60,8 @@ def open_lanes(model: LoadedModel, make: MakeQueue) -> dict[str, Lane]:
         runtimes = [model.stages[name].lmm for name in names]
         first = runtimes[0]
         assert first is not None and first.extractor is not None  # noqa: S101, PT018 - chosen so above
-        size = sum(model.stages[name].spec.max_batch for name in names)
+        # Where nothing is gained by it, no question shares a call with another, whose failure would be its own.
+        size = sum(model.stages[name].spec.max_batch for name in names) if first.extractor.gathers else 1
         queue = make(names[0], partial(answer, first.extractor), size, first.extractor.concurrency)
         lanes |= {
             name: Lane(queue, first.extractor, runtime.instruction)

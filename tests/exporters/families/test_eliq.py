@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from critiq import AsyncClient, FeaturesMissing
-from critiq.errors import InvalidArgument
+from critiq.errors import InvalidArgument, Unavailable
 from critiq_exporters.cli import main
 from critiq_exporters.core.checkpoints import CheckpointError, read_state
 from critiq_exporters.core.pictures import drawn_pictures
@@ -24,6 +25,7 @@ from critiq_exporters.families.eliq.checkpoint import build
 from critiq_exporters.families.eliq.network import Scorer, Shape
 from critiq_server.app import App
 from critiq_server.bundles.model import BrokenBundle, load_model, read_manifest
+from critiq_server.runtime.lmm.base import Instruction
 from critiq_server.runtime.lmm.folder import LmmUnavailable
 from critiq_server.runtime.lmm.instructions import QUESTIONS, find_instructions
 from critiq_server.runtime.lmm.pool import Lmms, open_extractor
@@ -33,6 +35,7 @@ from tests.end_to_end.test_imports import modules_after
 from tests.exporters.families.rule_made import rule_made
 from tests.support.bundles import edit_manifest
 from tests.support.lmms import QWEN_WIDTH, save_qwen
+from tests.support.pooling import Answer, pooled, pooling_server, question_of
 from tests.support.servers import make_settings, running
 
 SHAPE = Shape(feature=QWEN_WIDTH, hidden=40, width=32, layers=2, heads=4)
@@ -261,3 +264,30 @@ def test_a_state_that_is_no_scoring_module_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="missing"):
         build(read_state(tmp_path / "other.pt"))
+
+
+async def test_a_remote_lmm_is_asked_for_what_is_not_stored(place: Place) -> None:
+    """The server asks over the pooling protocol; the other side computes with the same LMM."""
+    lmm = next(stage.lmm for stage in read_manifest(place.bundle).stages if stage.lmm is not None)
+    extractor = open_extractor(place.lmm, lmm.asked(), "cpu")
+    broken = threading.Event()
+
+    def compute(body: dict[str, Any], number: int) -> Answer:
+        if broken.is_set():
+            return 503, {"error": "restarting"}
+        picture, text = question_of(body)
+        return pooled(extractor.extract([picture], None, [Instruction("asked", text)])[0, 0])
+
+    with pooling_server(compute) as remote:
+        settings = {"on_miss": "remote", "remote": {"url": remote.url, "attempts": 1, "concurrency": 4}}
+        async with served(place, lmm=settings) as (_, client):
+            # Loading asked about the first golden record, three questions.
+            assert len(remote.bodies) == 3
+            results = [await client.score(picture, prompt) for picture, prompt in zip(PICTURES, PROMPTS, strict=True)]
+            found = [[score.raw for score in result] for result in results]
+            np.testing.assert_allclose(found, expected_scores(place), atol=1e-3)
+            assert len(remote.bodies) == 3 + 3 * 3
+            broken.set()
+            with pytest.raises(Unavailable, match=r"it answered 503: .*restarting"):
+                await client.score(PICTURES[0], "a new prompt", timeout=5)
+            assert (await client.score(PICTURES[0], PROMPTS[0]))["alignment"].from_store

@@ -60,6 +60,11 @@ class Extractor(Protocol):
         """How many calls it works on at once without one slowing another down."""
         ...
 
+    @property
+    def gathers(self) -> bool:
+        """Whether questions and pictures cost less in one call than in several."""
+        ...
+
     def bucket(self, height: int, width: int) -> Hashable:
         """Pictures whose buckets are equal have as many tokens, and are best put into one call."""
         ...

@@ -53,7 +53,7 @@ class OwlExtractor:
         shape = _read_shape(folder, backbone, backbone.processor)
         self._model = load_network(folder, shape, self._dtype, self._device)
         self.provider = describe_device(self._device)
-        self.concurrency = 1
+        self.concurrency, self.gathers = 1, True
         self._words = _Words(folder, backbone.template)
         self._side = shape.image
         self._at_once = max(1, batch_tokens // ((shape.image // shape.patch) ** 2 + 1))

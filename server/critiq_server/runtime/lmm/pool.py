@@ -102,6 +102,7 @@ class _Shared:
         self._pool, self._key, self._extractor = pool, key, extractor
         self._closed = False
         self.provider, self.concurrency = extractor.provider, extractor.concurrency
+        self.gathers = extractor.gathers
 
     def bucket(self, height: int, width: int) -> Hashable:
         return self._extractor.bucket(height, width)

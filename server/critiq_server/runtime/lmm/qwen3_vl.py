@@ -59,7 +59,7 @@ class QwenExtractor:
         self._device = choose_device(device)
         self._model = _load(folder, backbone, self._device)
         self.provider = describe_device(self._device)
-        self.concurrency = 1
+        self.concurrency, self.gathers = 1, True
         self._computing = threading.Lock()
         self._processor = _open_processor(folder, backbone.processor, self._model.config.vision_config)
         self._bounds = (backbone.processor.min_pixels, backbone.processor.max_pixels)
