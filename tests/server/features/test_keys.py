@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from critiq_server.bundles.lmm import GridProcessor, Lmm, SquareProcessor
+from critiq_server.bundles.manifest import NativeView
 from critiq_server.features.keys import Key, encoded_key, output_key, pixels_key, prompt_key, stage_digest
+from critiq_server.runtime.lmm.base import feature_key
+from critiq_server.runtime.lmm.instructions import ask, find_instructions, standard_backbone
 
 RAMP = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 
@@ -83,3 +89,58 @@ def test_kinds_of_keys_do_not_meet() -> None:
 def test_a_stage_digest_does_not_depend_on_the_order_of_entries() -> None:
     assert stage_digest({"a": 1, "b": {"c": 2, "d": 3}}) == stage_digest({"b": {"d": 3, "c": 2}, "a": 1})
     assert stage_digest({"a": [1, 2]}) != stage_digest({"a": [2, 1]})
+
+
+LMM = ask(
+    standard_backbone("qwen3-vl", "Qwen/Qwen3-VL-8B-Instruct", "0" * 64, 4096),
+    find_instructions(["eliq-alignment-1"])[0],
+)
+
+
+def test_a_known_key_of_a_feature() -> None:
+    """A store that was built today answers in years to come: whatever is added to a manifest must not change this."""
+    picture, prompt = pixels_key(RAMP), prompt_key("a red cat")
+    assert feature_key(LMM, picture, prompt).hex() == KNOWN_FEATURE
+
+
+KNOWN_FEATURE = "2657847ad4e48c8980e19209a856ba2dd911946a8ea5d35b428d9a785799b86c"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": "mplug-owl2"},
+        {"model": "Qwen/Qwen3-VL-4B-Instruct"},
+        {"revision": "0" * 63 + "1"},
+        {"template": LMM.template + " "},
+        {"feature": "mean"},
+        {"width": 2048},
+        {"dtype": "float32"},
+        {"stored": "bfloat16"},
+        {"processor": GridProcessor(max_pixels=500_000)},
+        {"processor": SquareProcessor()},
+        {"instruction": "eliq-alignment-2"},
+        {"text": LMM.text.replace("low or high", "high or low")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_decides_a_feature_is_in_its_key(change: dict[str, Any]) -> None:
+    """Or an old feature would answer for a changed LMM."""
+    changed = Lmm.model_validate({**dict(LMM), **change})
+    picture, prompt = pixels_key(RAMP), prompt_key("a red cat")
+    assert feature_key(changed, picture, prompt) != feature_key(LMM, picture, prompt)
+
+
+def test_every_field_of_an_lmm_was_tried_above() -> None:
+    tried = {"backbone", "model", "revision", "template", "feature", "width", "dtype", "stored", "processor"}
+    assert set(Lmm.model_fields) == tried | {"instruction", "text", "layer"}  # the layer has one value only
+
+
+def test_picture_view_and_prompt_are_in_the_key_and_the_prompt_only_where_it_is_quoted() -> None:
+    picture, prompt, other = pixels_key(RAMP), prompt_key("a red cat"), prompt_key("a green dog")
+    key = feature_key(LMM, picture, prompt)
+    assert feature_key(LMM, pixels_key(RAMP[:2]), prompt) != key
+    assert feature_key(LMM, picture, prompt, NativeView(longer_max=512)) != key
+    assert feature_key(LMM, picture, other) != key
+    technical = LMM.model_copy(update={"instruction": "eliq-technical-1", "text": "Is it sharp?"})
+    assert feature_key(technical, picture, other) == feature_key(technical, picture, prompt)
