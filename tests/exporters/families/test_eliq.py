@@ -147,8 +147,9 @@ async def test_one_bundle_computes_then_serves_its_store_and_else_refuses(place:
         np.testing.assert_allclose([[score.raw for score in result] for result in first], expected, atol=1e-3)
         other = await client.score(PICTURES[0], "another prompt")
         assert other["alignment"].raw != first[0]["alignment"].raw
-        # 4 prompts about 3 pictures: technical and aesthetic quality were asked once a picture.
-        assert questions_asked(app) == 3 * 3 + 1
+        # 4 prompts about 3 pictures: technical and aesthetic quality were asked once a picture, and the questions
+        # about one picture together.
+        assert (batch_sizes(app, "sum"), batch_sizes(app, "count")) == (3 * 3 + 1, 4)
         with pytest.raises(InvalidArgument, match="needs the prompt"):
             await client.score(PICTURES[0])
 
@@ -170,10 +171,10 @@ async def test_one_bundle_computes_then_serves_its_store_and_else_refuses(place:
         assert [result.error is None for result in batch] == [True, False]
 
 
-def questions_asked(app: App) -> float:
-    name = "critiq_batch_size_sum"
-    value = app.metrics.registry.get_sample_value(name, {"model": "eliq", "stage": "technical"})
-    return value or 0.0
+def batch_sizes(app: App, kind: str) -> float | None:
+    """Of the queue to the LMM: their ``sum``, the questions asked, or their ``count``, the batches."""
+    labels = {"model": "eliq", "stage": "technical"}
+    return app.metrics.registry.get_sample_value(f"critiq_batch_size_{kind}", labels)
 
 
 SERVE_STORED = """
