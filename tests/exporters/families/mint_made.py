@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
 from critiq_exporters.families.mint_iqa.checkpoint import explaining_names, scoring_names
@@ -87,11 +88,16 @@ def prompt_of(ids: NDArray[np.int64]) -> str:
     return " ".join(f"w{number}" for number in ids if number not in (0, 101, 102))
 
 
-def write_llama(folder: Path, words: int = 32000) -> None:
-    """``tokenizer.json`` of a language model, whose words say their numbers, in transformers' layout."""
+def write_llama(folder: Path, words: int = 32000, replaced: Mapping[str, str] | None = None) -> None:
+    """``tokenizer.json`` of a language model, whose words say their numbers, in transformers' layout.
+
+    Texts that ``replaced`` holds are read as others.
+    """
     table = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"t{number}": number for number in range(3, words)}
     tokenizer = Tokenizer(models.WordLevel(table, unk_token="<unk>"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if replaced:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(*pair) for pair in replaced.items()])
     tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in ("<unk>", "<s>", "</s>")])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,17 +66,21 @@ class LanguageModel:
         """
         ids = torch.tensor([list(question)] * prefix.shape[0], dtype=torch.int64)
         embeddings = self.embeddings(prefix, ids)
-        written: Tensor = self.model.generate(
-            inputs_embeds=embeddings,
-            attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device),
-            do_sample=False,
-            num_beams=beams,
-            max_new_tokens=length,
-            repetition_penalty=REPETITION_PENALTY,
-            length_penalty=1.0,
-            eos_token_id=_END,
-            pad_token_id=_END,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # that the question is not counted among the words already written: as theirs
+            written: Tensor = self.model.generate(
+                inputs_embeds=embeddings,
+                attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.int64, device=embeddings.device),
+                do_sample=False,
+                num_beams=beams,
+                max_new_tokens=length,
+                repetition_penalty=REPETITION_PENALTY,
+                length_penalty=1.0,
+                eos_token_id=_END,
+                pad_token_id=_END,
+            )
         return written
 
     def texts(self, ids: Tensor) -> list[str]:
@@ -138,7 +143,7 @@ def _from_checkpoint(state: Mapping[str, Tensor], dtype: DType) -> Any:
 
     prefix = f"{LANGUAGE_MODEL}."
     theirs = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    config = _config(theirs)
+    config = llama_config(theirs)
     with torch.device("meta"):  # seven billion numbers: checked first, then taken over without a copy
         model = LlamaForCausalLM(config)
     fill(model, theirs, {name: name for name in model.state_dict()}, [r".*\.rotary_emb\.inv_freq"])
@@ -149,7 +154,12 @@ def _from_checkpoint(state: Mapping[str, Tensor], dtype: DType) -> Any:
     return model
 
 
-def _config(state: Mapping[str, Tensor]) -> LlamaConfig:
+def llama_config(state: Mapping[str, Tensor]) -> LlamaConfig:
+    """Sizes of a Llama as its parameters' shapes tell them; what they do not tell is Vicuna 7B v1.1's.
+
+    Raises:
+        CheckpointError: the parameters are not a Llama's.
+    """
     from transformers import LlamaConfig
 
     layer = "model.layers.0"
