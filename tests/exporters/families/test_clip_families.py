@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPConfig, CLIPModel
 
 from critiq_exporters.cli import main
 from critiq_exporters.core.checkpoints import CheckpointError, read_state
+from critiq_exporters.core.evaluate import evaluate, onnx_run, open_tokenizers
+from critiq_exporters.core.pictures import drawn_pictures
 from critiq_exporters.families.clip import clip_iqa, clipscore, hps, laion, pickscore
 from critiq_exporters.families.clip.clip_iqa import PAIRS, parse_pairs
 from critiq_server.bundles.manifest import ImageInput, NativeView, ResizeView
+from critiq_server.bundles.model import read_manifest
 from critiq_server.prompts import PromptTokenizer
 from tests.exporters.families.clip_made import (
     EMBEDDING,
@@ -20,12 +25,14 @@ from tests.exporters.families.clip_made import (
     SIDE,
     hugging_face_clip,
     laion_head_state,
+    made,
     open_clip_state,
     save_hugging_face,
     save_open_clip_resnet,
+    vocabulary,
     write_vocabulary,
 )
-from tests.exporters.families.clip_oracles import image_features, pixel_values
+from tests.exporters.families.clip_oracles import image_features, middle, pixel_values, text_features
 from tests.exporters.families.rule_made import PARITY
 
 PUBLISHED_HEAD = PARITY.parent / "data" / "weights" / "laion_aesthetic_v2_mlp_clipL14.pth"
@@ -186,3 +193,34 @@ def test_bad_input_on_the_command_line_is_one_message_and_leaves_nothing(
         assert message in printed
         assert "Traceback" not in printed
     assert not out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_full_size_clipscore_is_exported_and_agrees_with_transformers(tmp_path: Path) -> None:
+    """ViT-B/32, the authors' choice, with 151 million weights made from their names."""
+    words = len(vocabulary())
+    theirs = CLIPModel(CLIPConfig(text_config={"bos_token_id": words - 2, "eos_token_id": words - 1})).eval()
+    with torch.no_grad():
+        for name, value in theirs.named_parameters():
+            value.copy_(made(name, tuple(value.shape)))
+    theirs.save_pretrained(tmp_path / "clip")
+    write_vocabulary(tmp_path / "clip")
+    command = ["clipscore", "--checkpoint", str(tmp_path / "clip"), "--out", str(tmp_path), "--prefix", ""]
+    assert main([*command, "--count", "4", "--max-batch", "2"]) == 0
+    bundle = tmp_path / "clipscore" / "1"
+    manifest = read_manifest(bundle)
+    pixels, prompts = drawn_pictures(7)[4:], ["the red circle", "x", "photo of it"]
+    trace = evaluate(
+        manifest.stages,
+        open_tokenizers(manifest.tokenizers, bundle),
+        onnx_run(bundle, manifest.stages, threads=2),
+        pixels,
+        prompts,
+    )
+    values = pixel_values([middle(Image.fromarray(one), 224, rounded=True) for one in pixels])
+    features = {"image": image_features(theirs, values), "text": text_features(theirs, tmp_path / "clip", prompts)}
+    for stage, expected in features.items():
+        np.testing.assert_allclose(trace.outputs[stage]["features"], expected, atol=1e-6)
+    cosines = (features["image"] * features["text"]).sum(dim=1)
+    np.testing.assert_allclose(trace.raw(manifest.dimensions[0]), 2.5 * cosines.clamp(min=0), atol=1e-5)

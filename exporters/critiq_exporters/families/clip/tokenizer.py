@@ -13,8 +13,12 @@ from critiq_exporters.core.checkpoints import CheckpointError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _PIECES = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-_STRAIGHT = {"[‘’‚‛]": "'", "[“”„‟]": '"', "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#0?39;": "'"}
-"""What OpenAI's and OpenCLIP's cleaning of a text (the package ftfy, then HTML unescaping) changes in plain prompts."""
+_STRAIGHT = {
+    **{"[‘’‚‛]": "'", "[“”„‟]": '"', "\ufeff": ""},
+    **{"，": ",", "！": "!", "？": "?", "：": ":", "；": ";", "（": "(", "）": ")"},
+    **{"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#0?39;": "'"},
+}
+"""What OpenAI's and OpenCLIP's cleaning of a text (the package ftfy, then HTML unescaping) changes in usual prompts."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ def clip_tokenizer(place: Path, prefix: str = "", straighten: bool = False) -> T
     Args:
         place: a ``tokenizer.json``, or a folder with one or with ``vocab.json`` and ``merges.txt``.
         prefix: put before every text.
-        straighten: make curly quotes straight and undo HTML entities, as OpenAI's and OpenCLIP's code does.
+        straighten: make quotes straight and punctuation narrow and undo HTML entities, as OpenAI's and OpenCLIP's code
+            does.
 
     Raises:
         CheckpointError: there is no such file, or it is not CLIP's kind of tokenizer.
