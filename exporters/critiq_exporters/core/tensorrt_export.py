@@ -101,6 +101,8 @@ def _gates(
     trace = evaluate(stages, tokenizers, run, pictures, prompts(len(pictures)))
     gates = []
     for stage in stages:
+        if stage.graph is None:
+            continue
         half = _is_half(bundle / str(stage.graph))
         tolerance = HALF_ENGINE_TOLERANCE if half else ENGINE_TOLERANCE
         engine = open_engine(folder, stage.engines[-1:], stage.outputs, device)
