@@ -56,7 +56,7 @@ def _rows(
     model: Exportable, folder: Path, batches: Sequence[int], rounds: int, most_seconds: float
 ) -> list[tuple[str, ...]]:
     for name, file in model.files.items():
-        (folder / name).write_bytes(file.read_bytes())
+        (folder / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
     run = torch_run(model.modules)
     trace = evaluate(model.stages, open_tokenizers(model.tokenizers, folder), run, _pictures(), prompts(2))
     rows = []
