@@ -13,6 +13,7 @@ from critiq_exporters.families.ma_agiqa import family as ma_agiqa
 from critiq_exporters.families.maniqa import family as maniqa
 from critiq_exporters.families.mint_iqa import family as mint_iqa
 from critiq_exporters.families.natural_scene import brisque_family, niqe_family
+from critiq_exporters.families.nima import family as nima
 
 FAMILIES: Mapping[str, Family] = {
     family.card.family: family
@@ -27,6 +28,7 @@ FAMILIES: Mapping[str, Family] = {
         imagereward.FAMILY,
         laion.FAMILY,
         clip_iqa.FAMILY,
+        nima.FAMILY,
         cnn_iqa.FAMILY,
         niqe_family.FAMILY,
         brisque_family.FAMILY,

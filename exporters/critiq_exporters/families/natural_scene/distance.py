@@ -17,7 +17,8 @@ def quadratic_form(matrix: Tensor, vectors: Tensor) -> Tensor:
     rest = torch.cat([torch.cat([matrix, vectors], 2), torch.cat([vectors.transpose(1, 2), zeros], 2)], 1)
     marks = torch.eye(size + vectors.shape[2], dtype=matrix.dtype)[:size].unsqueeze(1)
     rest, _ = scan(_eliminate, rest, marks)
-    return -rest[:, size:, size:].diagonal(dim1=1, dim2=2)
+    left: Tensor = -rest[:, size:, size:].diagonal(dim1=1, dim2=2)
+    return left
 
 
 def _eliminate(matrix: Tensor, mark: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""NIMA: neural image assessment (Talebi and Milanfar, 2018)."""
