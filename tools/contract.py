@@ -1,6 +1,7 @@
 """The contract's generated files: ``python tools/contract.py generate|check``.
 
-``generate`` writes the stubs into the client package and the descriptor set of the contract beside the .proto files.
+``generate`` writes the stubs into the packages that use them and the descriptor set of the contract beside the .proto
+files.
 ``check`` fails if the stubs are not what the .proto files give, or if the .proto files have changed in a way that
 breaks callers built from the recorded descriptor set.
 """
@@ -18,7 +19,11 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).parents[1]
 PROTO = ROOT / "proto"
-STUBS = ROOT / "clients" / "python"
+STUBS = {"critiq": ROOT / "clients" / "python", "inference": ROOT / "server" / "critiq_server" / "api" / "oip"}
+"""Where the stubs of each folder of ``proto/`` go."""
+PUBLISHED = ("inference",)
+"""Protocols of others, which we serve. Their own clients register the same names in the process's pool of messages, so
+our stubs have a pool of their own; and nobody needs our client stubs."""
 RECORD = PROTO / "contract.binpb"
 
 
@@ -29,7 +34,8 @@ def main(arguments: list[str]) -> int:
     problems = breaking_changes(_recorded(), describe()) if RECORD.exists() else []
     if arguments == ["generate"]:
         if not problems:
-            generate(STUBS)
+            for folder, target in STUBS.items():
+                generate(folder, target)
             RECORD.write_bytes(describe().SerializeToString(deterministic=True))
     else:
         problems += stale_stubs()
@@ -38,9 +44,14 @@ def main(arguments: list[str]) -> int:
     return 1 if problems else 0
 
 
-def generate(target: Path) -> None:
-    """Writes ``critiq/v1/*_pb2.py``, ``*_pb2.pyi`` and ``*_pb2_grpc.py`` under ``target``."""
-    _protoc(*(f"--{kind}_out={target}" for kind in ("python", "pyi", "grpc_python")))
+def generate(folder: str, target: Path) -> None:
+    """Writes ``*_pb2.py``, ``.pyi`` and, for our own services, ``*_pb2_grpc.py`` of ``folder`` under ``target``."""
+    kinds = ("python", "pyi") if folder in PUBLISHED else ("python", "pyi", "grpc_python")
+    _protoc(*(f"--{kind}_out={target}" for kind in kinds), folder=folder)
+    if folder in PUBLISHED:
+        for path in (target / folder).glob("*_pb2.py"):
+            text = path.read_text().replace("_descriptor_pool.Default()", "_descriptor_pool.DescriptorPool()")
+            path.write_text(text)
 
 
 def describe(root: Path = PROTO) -> FileDescriptorSet:
@@ -55,10 +66,13 @@ def stale_stubs() -> list[str]:
     """Stubs that are missing or not what the .proto files give."""
     with tempfile.TemporaryDirectory() as directory:
         fresh = Path(directory)
-        generate(fresh)
-        names = [str(path.relative_to(fresh)) for path in sorted(fresh.rglob("*_pb2*"))]
-        _, different, missing = filecmp.cmpfiles(fresh, STUBS, names, shallow=False)
-    return [f"{name} is not what proto/ gives; run `make proto` and commit it" for name in [*different, *missing]]
+        stale: list[str] = []
+        for folder, target in STUBS.items():
+            generate(folder, fresh)
+            names = [str(path.relative_to(fresh)) for path in sorted((fresh / folder).rglob("*_pb2*"))]
+            _, different, missing = filecmp.cmpfiles(fresh, target, names, shallow=False)
+            stale += [*different, *missing]
+    return [f"{name} is not what proto/ gives; run `make proto` and commit it" for name in stale]
 
 
 def breaking_changes(old: FileDescriptorSet, new: FileDescriptorSet) -> list[str]:
@@ -99,8 +113,8 @@ def _recorded() -> FileDescriptorSet:
     return FileDescriptorSet.FromString(RECORD.read_bytes())
 
 
-def _protoc(*outputs: str, root: Path = PROTO) -> None:
-    files = sorted(str(path.relative_to(root)) for path in root.rglob("*.proto"))
+def _protoc(*outputs: str, root: Path = PROTO, folder: str = ".") -> None:
+    files = sorted(str(path.relative_to(root)) for path in (root / folder).rglob("*.proto"))
     if protoc.main(["protoc", f"-I{root}", *outputs, *files]) != 0:
         raise SystemExit("protoc failed; its message stands above")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from time import perf_counter
+from typing import TypeVar
 
 import structlog
 
@@ -26,10 +27,12 @@ from critiq_server.engine.admission import Admission
 from critiq_server.engine.demand import Call, Priority
 from critiq_server.engine.engine import Engine, Evaluation, ServedModel
 from critiq_server.engine.pictures import Darkroom, Picture
+from critiq_server.features.records import Features
 from critiq_server.images.source import ImageSource
 from critiq_server.images.views import resizes
 from critiq_server.prompts import normalise
 from critiq_server.registry import Registry
+from critiq_server.runtime.base import TensorSpec
 from critiq_server.scoring.judgement import Judgement
 from critiq_server.settings import Settings
 from critiq_server.telemetry.faults import internal
@@ -37,6 +40,8 @@ from critiq_server.telemetry.metrics import Metrics
 from critiq_server.wording import quoted
 
 logger = structlog.get_logger("critiq")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,19 @@ class Item:
 
     id: str
     query: Query | CritiqError
+
+
+@dataclass(frozen=True, slots=True)
+class StageSignature:
+    """One stage of a served model: which of ``image`` and ``prompt`` it depends on in the end, and its outputs.
+
+    ``outputs`` gives dtype and shape of one item, ``None`` where a length varies.
+    """
+
+    model: str
+    version: str
+    reads: frozenset[str]
+    outputs: Mapping[str, TensorSpec]
 
 
 class Service:
@@ -172,6 +190,34 @@ class Service:
         comparisons = tuple(_compare(judgements[score.dimension], score, two[score.dimension]) for score in one)
         return types.CompareResult(comparisons, one.image, two.image, one.prompt)
 
+    async def features(
+        self, stage: str, queries: Sequence[Query | CritiqError], timeout: float | None = None
+    ) -> list[Features | CritiqError]:
+        """Outputs of one stage for many pictures, each with its own outcome: an image encoder's are embeddings.
+
+        The target's dimensions are not looked at, nor is the picture where the stage sees none. Raises as
+        :meth:`score_batch`, and ``NotFound`` if the model has no such stage.
+        """
+        target = next((query.target for query in queries if isinstance(query, Query)), Target())
+        with self._observed("features", target.model):
+            self._check_count("items", len(queries))
+            self.stage(target.model, target.version, stage)
+            with self._admitted([query for query in queries if isinstance(query, Query)]):
+                work = partial(self._features, stage)
+                outcomes = (self._outcome(f"item {at}", query, timeout, work) for at, query in enumerate(queries))
+                return list(await asyncio.gather(*outcomes))
+
+    def stage(self, model: str, version: str, stage: str) -> StageSignature:
+        """What a stage of a served model reads and gives. Raises ``NotFound`` or ``ModelNotLoaded``."""
+        with self.registry.lease(model, version) as served:
+            manifest, stages = served.model.manifest, served.model.stages
+            if stage not in stages:
+                raise NotFound(
+                    f"model {manifest.name!r} has no stage {quoted(stage)}; it has {', '.join(stages)}", field="stage"
+                )
+            reads, outputs = frozenset(manifest.roots(stage)), stages[stage].runtime.outputs
+            return StageSignature(manifest.name, manifest.version, reads, outputs)
+
     def models(self) -> list[types.Model]:
         """Every known model version."""
         return self.registry.list()
@@ -244,32 +290,50 @@ class Service:
             self.metrics.degraded.labels(served.model.manifest.name, name).inc()
         return scores
 
+    async def _features(self, stage: str, query: Query, call: Call) -> Features:
+        prompt = normalise(query.prompt, self.settings.limits.prompt_bytes)
+        with self.registry.lease(query.target.model, query.target.version) as served:
+            sees = served.model.plan(frozenset([stage])).views
+            picture = self._darkroom.picture(query.image) if sees else self._darkroom.blank()
+            evaluation = await self._engine.evaluate(served, frozenset([stage]), picture, prompt, call)
+            if stage in evaluation.unanswered:
+                raise evaluation.unanswered[stage]
+            return evaluation.values[stage]
+
     async def _item(self, item: Item, timeout: float | None) -> types.ItemResult:
-        """Scores one item of several: its error is its own."""
-        query = item.query
+        outcome = await self._outcome(f"item {quoted(item.id)}", item.query, timeout, self._score)
+        if isinstance(outcome, CritiqError):
+            return types.ItemResult(item.id, error=outcome)
+        return types.ItemResult(item.id, result=outcome)
+
+    async def _outcome(
+        self,
+        name: str,
+        query: Query | CritiqError,
+        timeout: float | None,
+        work: Callable[[Query, Call], Awaitable[T]],
+    ) -> T | CritiqError:
+        """Does ``work`` for one item of several: its error is its own."""
         code = "OK"
         try:
             if isinstance(query, CritiqError):
                 raise query
-            result = await self._within(timeout, query.priority, lambda call: self._score(query, call))
-            return types.ItemResult(item.id, result=result)
+            return await self._within(timeout, query.priority, partial(work, query))
         except CritiqError as error:
             code = error.code
-            return types.ItemResult(item.id, error=error)
+            return error
         except asyncio.CancelledError:
             code = "CANCELLED"
             raise
         except Exception as error:
-            fault = internal(f"item {quoted(item.id)}", error)
+            fault = internal(name, error)
             code = fault.code
-            return types.ItemResult(item.id, error=fault)
+            return fault
         finally:
             model = query.target.model if isinstance(query, Query) else ""
             self._items(self._label(model), code).inc()
 
-    async def _within(
-        self, timeout: float | None, priority: Priority, work: Callable[[Call], Awaitable[types.ScoreResult]]
-    ) -> types.ScoreResult:
+    async def _within(self, timeout: float | None, priority: Priority, work: Callable[[Call], Awaitable[T]]) -> T:
         limits = self.settings.limits
         seconds = limits.timeout_seconds if timeout is None else min(timeout, limits.max_timeout_seconds)
         deadline = asyncio.get_running_loop().time() + seconds

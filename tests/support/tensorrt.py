@@ -156,6 +156,10 @@ class Engine:
         kind: int = self._entries[name].type.tensor_type.elem_type
         return kind
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        lengths = self._entries[name].type.tensor_type.shape.dim
+        return tuple(length.dim_value if length.HasField("dim_value") else -1 for length in lengths)
+
     def create_execution_context(self) -> Context:
         return Context(self)
 

@@ -94,6 +94,10 @@ class Darkroom:
         header = inspect(source, self.limits)
         return Picture(source, header.width * header.height, self)
 
+    def blank(self) -> Picture:
+        """A picture for stages that see none."""
+        return Picture(RawImage(bytes(3), (1, 1, 3)), 1, self)
+
     def close(self) -> None:
         """Ends its own threads once what they were given is done."""
         if self._own is not None:

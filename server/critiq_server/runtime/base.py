@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What one item of an output looks like: numpy's name of its dtype, and its shape, ``None`` where it varies."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
 
 
 class Runtime(Protocol):
@@ -22,6 +31,11 @@ class Runtime(Protocol):
     @property
     def concurrency(self) -> int:
         """How many batches it computes at once without one slowing another down."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """What it gives, by name."""
         ...
 
     def run(self, inputs: Arrays, *, keep_memory: bool = True) -> Arrays:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import onnxruntime
 from pydantic import BaseModel, ConfigDict, Field
 
-from critiq_server.runtime.base import Arrays
+from critiq_server.runtime.base import Arrays, TensorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class OnnxRuntime:
 
     def __init__(self, graph: Path, settings: RuntimeSettings, outputs: Sequence[str]) -> None:
         self._session, provider = _open(graph, settings)
-        self._outputs = list(outputs)
+        self._names = list(outputs)
         self.provider = _NAMES[provider]
         cores = usable_cores()
         threads = settings.threads or cores
@@ -72,14 +72,23 @@ class OnnxRuntime:
         if missing:
             raise ValueError(f"{graph.name} has no outputs {sorted(missing)}")
         self.input_names = frozenset(entry.name for entry in self._session.get_inputs())
+        given = {entry.name: entry for entry in self._session.get_outputs()}
+        self.outputs = {name: _spec(given[name].type, given[name].shape) for name in outputs}
 
     def run(self, inputs: Arrays, *, keep_memory: bool = True) -> Arrays:
         options = None
         if not keep_memory and self.provider == CPU:
             options = onnxruntime.RunOptions()
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        values = self._session.run(self._outputs, dict(inputs), options)
-        return dict(zip(self._outputs, values, strict=True))
+        values = self._session.run(self._names, dict(inputs), options)
+        return dict(zip(self._names, values, strict=True))
+
+
+def _spec(kind: str, shape: Sequence[int | str | None]) -> TensorSpec:
+    """``kind`` is onnxruntime's, for instance ``tensor(float)``."""
+    element = kind.removeprefix("tensor(").removesuffix(")")
+    dtype = {"float": "float32", "double": "float64"}.get(element, element)
+    return TensorSpec(dtype, tuple(length if isinstance(length, int) else None for length in shape[1:]))
 
 
 def usable_cores() -> int:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from critiq_server.bundles.manifest import Simulated
-from critiq_server.runtime.base import Arrays
+from critiq_server.runtime.base import Arrays, TensorSpec
 
 
 class SimulatedAccelerator:
@@ -24,7 +24,7 @@ class SimulatedAccelerator:
 
     def __init__(self, cost: Simulated, outputs: Sequence[str]) -> None:
         self._cost = cost
-        self._outputs = list(outputs)
+        self.outputs = {name: TensorSpec("float32", ()) for name in outputs}
         self._device = threading.Lock()
 
     def run(self, inputs: Arrays, *, keep_memory: bool = True) -> Arrays:
@@ -33,4 +33,4 @@ class SimulatedAccelerator:
         with self._device:
             time.sleep((self._cost.batch_ms + items * self._cost.item_ms) / 1000)
         values = first.reshape(items, -1)[:, 0].astype(np.float32)
-        return dict.fromkeys(self._outputs, values)
+        return dict.fromkeys(self.outputs, values)

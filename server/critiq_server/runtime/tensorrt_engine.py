@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from critiq_server.bundles.manifest import Engine
-from critiq_server.runtime.base import Arrays
+from critiq_server.runtime.base import Arrays, TensorSpec
 from critiq_server.runtime.onnx import ProviderUnavailable
 
 NATIVE = "TensorRT"
@@ -81,6 +81,7 @@ class EngineRuntime:
         self._given = {name: trt.nptype(engine.get_tensor_dtype(name)) for name in names if name in given}
         self._takes = {name: trt.nptype(engine.get_tensor_dtype(name)) for name in self.input_names}
         self._outputs = list(outputs)
+        self.outputs = {name: self._spec(engine.get_tensor_shape(name), self._given[name]) for name in outputs}
         self._device = device
         self._memory = memory
         self._engine = engine  # the context lives no longer than it
@@ -106,6 +107,10 @@ class EngineRuntime:
             values = {name: found[name].numpy() for name in self._outputs}
             held.clear()
             return values
+
+    @staticmethod
+    def _spec(shape: Sequence[int], kind: Any) -> TensorSpec:
+        return TensorSpec(np.dtype(kind).name, tuple(None if length < 0 else int(length) for length in shape[1:]))
 
     def _bind(self, name: str, buffer: Buffer) -> Buffer:
         self._context.set_tensor_address(name, buffer.data_ptr())

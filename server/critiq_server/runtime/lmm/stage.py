@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from critiq_server.bundles.lmm import Lmm, OnMiss
-from critiq_server.runtime.base import Arrays
+from critiq_server.runtime.base import Arrays, TensorSpec
 from critiq_server.runtime.lmm.base import FEATURE, Extractor, Instruction, Pixels
 
 STORED = "stored features"
@@ -45,6 +45,10 @@ class LmmRuntime:
     @property
     def concurrency(self) -> int:
         return self.extractor.concurrency if self.extractor is not None else 1
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return {FEATURE: TensorSpec("float32", (None,))}
 
     def run(self, inputs: Arrays, *, keep_memory: bool = True) -> Arrays:
         """``image`` is uint8 ``[batch, height, width, 3]``, ``prompt`` (where it is read) text ``[batch]``."""
