@@ -12,11 +12,14 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from critiq_exporters.families.mint_iqa.checkpoint import explaining_names, scoring_names
 from critiq_exporters.families.mint_iqa.network import Explanation, MintIqa, Shape
 from tests.exporters.families.clip_made import made
 from tests.exporters.families.rule_made import PARITY, cut
+
+torch.set_num_threads(1)  # for networks this small a second thread only waits
 
 BERT_WORDS = 30522
 SMALL = Shape(
@@ -104,8 +107,8 @@ def write_llama(folder: Path, words: int = 32000, replaced: Mapping[str, str] | 
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
 
 
-def watch(network: nn.Module, ours: dict[str, str], seen: dict[str, NDArray[Any]]) -> None:
-    """Keeps what modules of ``network`` give in ``seen``, by the authors' name."""
+def watch(network: nn.Module, ours: dict[str, str], seen: dict[str, NDArray[Any]]) -> list[RemovableHandle]:
+    """Keeps what modules of ``network`` give in ``seen``, by the authors' name. Returns what to remove afterwards."""
 
     def keep(theirs: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -114,8 +117,7 @@ def watch(network: nn.Module, ours: dict[str, str], seen: dict[str, NDArray[Any]
         return hook
 
     modules = dict(network.named_modules())
-    for theirs, name in ours.items():
-        modules[name].register_forward_hook(keep(theirs))
+    return [modules[name].register_forward_hook(keep(theirs)) for theirs, name in ours.items()]
 
 
 def activations(half: str, layers: tuple[int, ...], blocks: tuple[int, ...], place: str) -> dict[str, str]:
