@@ -16,6 +16,7 @@ import uvicorn
 from prometheus_client import start_http_server
 
 from critiq.errors import CritiqError
+from critiq_server.api.compat.faces import listeners
 from critiq_server.api.grpc_api import GrpcFace
 from critiq_server.api.rest import rest_app
 from critiq_server.bundles.model import LoadedModel
@@ -36,7 +37,7 @@ from critiq_server.runtime.lmm.pool import Lmms
 from critiq_server.runtime.lmm.stage import Question
 from critiq_server.runtime.onnx import CPU, usable_cores
 from critiq_server.service import Service
-from critiq_server.settings import Settings
+from critiq_server.settings import LOOPBACK, Settings
 from critiq_server.telemetry.metrics import Metrics
 
 logger = structlog.get_logger("critiq")
@@ -47,12 +48,15 @@ class StartError(Exception):
 
 
 class App:
-    """One server process. Use :meth:`start`, then :meth:`stop`; ports are in ``rest_port`` and so on once started."""
+    """One server process. Use :meth:`start`, then :meth:`stop`; ports are in ``rest_port`` and so on once started,
+    those of the compat listeners in ``compat_ports``, in the order of pickle, flow_factory, unirl, cosmos."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.rest_port = self.grpc_port = self.metrics_port = 0
+        self.compat_ports: list[int] = []
+        self._compat: list[tuple[_Uvicorn, socket.socket]] = []
         self._ready = False
         self._health_updates: set[asyncio.Future[None]] = set()
 
@@ -69,7 +73,10 @@ class App:
         self._grpc = GrpcFace(self.service)
         self._rest = _Uvicorn(rest_app(self.service, lambda: self._ready and self.service.registry.ready))
         self._listen()
-        self._serving = [asyncio.create_task(self._rest.serve(sockets=[self._rest_socket]))]
+        self._serving = [
+            asyncio.create_task(face.serve(sockets=[opened]))
+            for face, opened in ((self._rest, self._rest_socket), *self._compat)
+        ]
         await self._grpc.server.start()
         await self._load_models()
         self._ready = True
@@ -85,7 +92,8 @@ class App:
             await asyncio.wait_for(self.service.admission.drained(), seconds)
         except TimeoutError:
             logger.warning("stopped before everything was answered", left=self.service.admission.items, seconds=seconds)
-        self._rest.should_exit = True
+        for face in (self._rest, *(face for face, _ in self._compat)):
+            face.should_exit = True
         await asyncio.gather(self._grpc.server.stop(1.0), *self._serving, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.service.registry.close(), 5.0)
@@ -222,12 +230,19 @@ class App:
             port, flag = server.metrics_port, "--metrics-port"
             self._metrics_server, _ = start_http_server(port, host, self.metrics.registry)
             self.metrics_port = self._metrics_server.server_port
+            host = self.settings.compat.host
+            for listener in listeners(self.service):
+                port, flag = listener.port, f"port in {listener.setting}"
+                opened = _socket(host, port)
+                self._compat.append((_Uvicorn(listener.app), opened))
+                self.compat_ports.append(opened.getsockname()[1])
         except OSError as error:
             raise StartError(
                 f"cannot listen on {host}:{port} ({error}); stop what uses it, or choose another {flag}"
             ) from error
-        if host not in ("127.0.0.1", "::1", "localhost"):
-            logger.warning("listening beyond this machine without authentication", host=host)
+        for address in {server.host, *([host] if self._compat else [])}:
+            if address not in LOOPBACK:
+                logger.warning("listening beyond this machine without authentication", host=address)
 
     async def _load_models(self) -> None:
         registry = self.service.registry
@@ -290,6 +305,11 @@ async def serve(settings: Settings) -> None:
         grpc=f"{host}:{app.grpc_port}",
         metrics=f"http://{host}:{app.metrics_port}/metrics",
         docs=f"http://{host}:{app.rest_port}/docs",
+        **(
+            {"compat": [f"http://{settings.compat.host}:{port}" for port in app.compat_ports]}
+            if app.compat_ports
+            else {}
+        ),
     )
     await stopping.wait()
     stopping.clear()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from critiq_server.features.settings import FeatureSettings
@@ -92,6 +93,74 @@ class EngineSettings(_Section):
     )
 
 
+class RewardSettings(_Section):
+    """What one reward's name stands for. Rewards are larger for better pictures on every scale."""
+
+    model: str = Field("", description="Default: the server's default model.")
+    version: str = Field("", description="Default: the newest loaded version.")
+    dimension: str = Field(description="Dimension of that model.")
+    scale: Literal["calibrated", "percentile", "raw"] = Field(
+        "calibrated",
+        description="calibrated: 0..1; percentile: 0..100; raw: the model's own, negated where lower is better.",
+    )
+
+
+class FaceSettings(_Section):
+    """A face for clients that exist. Off unless it is enabled or has listeners."""
+
+    enabled: bool = Field(False, description="Whether the REST port answers under /compat/.")
+    listeners: tuple[str, ...] = Field((), description="Further ports, each with the face at its root.")
+
+
+class CosmosSettings(FaceSettings):
+    """Jobs that are put in and fetched later."""
+
+    token: SecretStr = Field(SecretStr(""), description="Bearer token that callers must send. Empty: none.")
+    jobs: int = Field(1024, gt=0, description="Jobs whose outcome is kept; beyond it the oldest finished one goes.")
+    keep_seconds: float = Field(600.0, gt=0, description="How long an outcome is kept.")
+
+
+class CompatSettings(_Section):
+    """Faces that existing trainers' clients call (docs/trainers.md). All are off by default."""
+
+    host: str = Field("127.0.0.1", description="Address of the listeners.")
+    rewards: dict[str, RewardSettings] = Field(
+        {}, description="Rewards by name. A name that is not here: that dimension of the default model, calibrated."
+    )
+    timeout_seconds: float = Field(
+        100.0, gt=0, description="Deadline of their calls, whose clients give up at 60..300."
+    )
+    pickle: FaceSettings = Field(
+        default_factory=FaceSettings, description="/compat/pickle/REWARD; listeners PORT=REWARD. Plain data only."
+    )
+    flow_factory: FaceSettings = Field(
+        default_factory=FaceSettings, description="/compat/flow_factory/REWARD; listeners PORT=REWARD."
+    )
+    unirl: FaceSettings = Field(default_factory=FaceSettings, description="/compat/unirl; listeners PORT.")
+    cosmos: CosmosSettings = Field(default_factory=CosmosSettings, description="/compat/cosmos; listeners PORT.")
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _a_dimension_alone_will_do(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: {"dimension": entry} if isinstance(entry, str) else entry for name, entry in value.items()}
+
+    @model_validator(mode="after")
+    def _listeners_have_their_form(self) -> CompatSettings:
+        for name, form in (("pickle", _PORT_NAME), ("flow_factory", _PORT_NAME), ("unirl", _PORT), ("cosmos", _PORT)):
+            for listener in getattr(self, name).listeners:
+                if not re.fullmatch(form, listener) or int(listener.partition("=")[0]) > 65535:
+                    due = "PORT=REWARD" if form == _PORT_NAME else "PORT"
+                    raise ValueError(f"compat.{name}.listeners: {listener!r} is not of the form {due}")
+        return self
+
+
+_PORT = "[0-9]{1,5}"
+_PORT_NAME = r"[0-9]{1,5}=[^/\s]+"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
 class LogSettings(_Section):
     """What is logged. Prompts and pixels never are."""
 
@@ -118,7 +187,20 @@ class Settings(BaseSettings):
     features: FeatureSettings = Field(default_factory=FeatureSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     lmm: LmmSettings = Field(default_factory=LmmSettings)
+    compat: CompatSettings = Field(default_factory=CompatSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+
+    @model_validator(mode="after")
+    def _pickles_stay_on_this_machine(self) -> Settings:
+        """Nobody should be surprised to find that strangers may send pickles."""
+        beyond = self.server.host not in LOOPBACK and self.compat.host in LOOPBACK
+        if self.compat.pickle.enabled and beyond:
+            raise ValueError(
+                f"compat.pickle.enabled would take pickles from beyond this machine, as server.host is "
+                f"{self.server.host}; set compat.host to that address too if you want it, or use "
+                "compat.pickle.listeners"
+            )
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -176,6 +258,8 @@ def _plain(value: Any) -> Any:
         return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
     if isinstance(value, SecretStr):
         return "**********"
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

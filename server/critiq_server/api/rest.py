@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import orjson
@@ -19,9 +18,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
 from critiq import types, wire
-from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, Stopping, TooLarge
+from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import bodies, schemas
+from critiq_server.api.compat import faces
+from critiq_server.api.disconnects import unless_gone
 from critiq_server.service import Item, Service
 from critiq_server.telemetry.faults import internal
 
@@ -43,6 +44,7 @@ def rest_app(service: Service, is_ready: Callable[[], bool]) -> FastAPI:
     _add_health(app, is_ready)
     _add_errors(app)
     _describe_bodies(app)
+    app.router.routes += faces.mounted(service)
     return app
 
 
@@ -50,7 +52,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     @app.post("/v1/score", **_operation(schemas.ScoreJson, types.ScoreResult, "Score one picture", files=True))
     async def score(request: Request) -> Response:
         query = await bodies.score_query(request)
-        result = await _unless_gone(request, service.score(query, bodies.timeout(request)))
+        result = await unless_gone(request, service.score(query, bodies.timeout(request)))
         return _answer(request, result, wire.result_to_proto)
 
     # The same without FastAPI's layers, which take a third of what a request costs; theirs stays for the documents.
@@ -59,7 +61,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     @app.post("/v1/score/batch", **_operation(schemas.BatchJson, schemas.BatchResultJson, "Score many pictures"))
     async def score_batch(request: Request) -> Response:
         items = await bodies.batch_items(request)
-        results = await _unless_gone(request, service.score_batch(items, bodies.timeout(request)))
+        results = await unless_gone(request, service.score_batch(items, bodies.timeout(request)))
 
         def to_proto(answer: dict[str, list[types.ItemResult]]) -> Message:
             return scoring_pb2.ScoreBatchResponse(results=[wire.item_to_proto(entry) for entry in answer["results"]])
@@ -80,13 +82,13 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     @app.post("/v1/rank", **_operation(schemas.RankJson, schemas.RankResultJson, "Order pictures of one prompt"))
     async def rank(request: Request) -> Response:
         arguments = await bodies.rank_arguments(request)
-        result = await _unless_gone(request, service.rank(**arguments, timeout=bodies.timeout(request)))
+        result = await unless_gone(request, service.rank(**arguments, timeout=bodies.timeout(request)))
         return _answer(request, result, wire.rank_to_proto)
 
     @app.post("/v1/compare", **_operation(schemas.CompareJson, types.CompareResult, "Compare two pictures"))
     async def compare(request: Request) -> Response:
         first, second = await bodies.compare_pair(request)
-        result = await _unless_gone(request, service.compare(first, second, bodies.timeout(request)))
+        result = await unless_gone(request, service.compare(first, second, bodies.timeout(request)))
         return _answer(request, result, wire.compare_to_proto)
 
 
@@ -225,28 +227,6 @@ async def _lines(answers: AsyncIterator[types.ItemResult]) -> AsyncIterator[byte
             yield _dumps(answer) + b"\n"
     except CritiqError as error:
         yield _dumps({"id": "", "result": None, "error": error}) + b"\n"
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Runs ``work``, and cancels it if the caller disconnects first: nothing is computed for nobody."""
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_gone(request))
-    watcher.add_done_callback(lambda _: task.cancel())
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if watcher.done():
-            raise Cancelled("the caller disconnected") from None
-        # Otherwise only a server that has run out of time to stop does this.
-        raise Stopping("the server stopped before the answer was ready; send the request to another one") from None
-    finally:
-        watcher.cancel()
-
-
-async def _gone(request: Request) -> None:
-    """Returns when the caller has disconnected. The body has been read by now."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 class _BodyLimit:
