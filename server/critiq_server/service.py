@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from time import perf_counter
@@ -106,6 +106,7 @@ class Service:
         self._requests = cache(metrics.requests.labels)
         self._latency = cache(metrics.latency.labels)
         self._items = cache(metrics.items.labels)
+        self._fetching: set[asyncio.Future[None]] = set()
 
     async def score(self, query: Query, timeout: float | None = None) -> types.ScoreResult:
         """Scores one picture."""
@@ -217,6 +218,66 @@ class Service:
                 )
             reads, outputs = frozenset(manifest.roots(stage)), stages[stage].runtime.outputs
             return StageSignature(manifest.name, manifest.version, reads, outputs)
+
+    def prefetch(self, items: Sequence[Item]) -> types.PrefetchResult:
+        """Takes pictures on whose features shall be computed when nothing more urgent waits; returns at once.
+
+        Raises as :meth:`score_batch`.
+        """
+        with self._observed("prefetch", _model_of(items)):
+            self._check_count("items", len(items))
+            _check_unique([item.id for item in items])
+            taken: list[Query] = []
+            refused: list[types.ItemResult] = []
+            for item in items:
+                try:
+                    taken.append(self._checked(item.query))
+                except CritiqError as error:
+                    refused.append(types.ItemResult(item.id, error=error))
+            holding = ExitStack()
+            holding.enter_context(self._admitted(taken))  # raises if there is no room
+            work = asyncio.ensure_future(self._fetch(taken, holding))
+            self._fetching.add(work)
+            work.add_done_callback(self._fetching.discard)
+        return types.PrefetchResult(len(taken), tuple(refused))
+
+    def _checked(self, query: Query | CritiqError) -> Query:
+        """``query`` with bulk priority; raises what can be said against it without decoding its picture."""
+        if isinstance(query, CritiqError):
+            raise query
+        self._darkroom.picture(query.image)
+        prompt = normalise(query.prompt, self.settings.limits.prompt_bytes)
+        with self.registry.lease(query.target.model, query.target.version):
+            return replace(query, prompt=prompt, priority=Priority.BULK)
+
+    async def _fetch(self, queries: Sequence[Query], holding: ExitStack) -> None:
+        """Computes the features of ``queries``; nobody waits, so failures are only counted."""
+        with holding:
+            await asyncio.gather(*(self._fetch_one(query) for query in queries))
+
+    async def _fetch_one(self, query: Query) -> None:
+        code = "OK"
+        try:
+            seconds = self.settings.limits.max_timeout_seconds
+            call = Call(asyncio.get_running_loop().time() + seconds, query.priority)
+            with self.registry.lease(query.target.model, query.target.version) as served:
+                picture = self._darkroom.picture(query.image)
+                wanted = _worth_fetching(served, query)
+                async with asyncio.timeout(seconds):
+                    evaluation = await self._engine.evaluate(served, wanted, picture, query.prompt, call)
+            for error in evaluation.unanswered.values():
+                raise error
+        except CritiqError as error:
+            code = error.code
+        except TimeoutError:
+            code = DeadlineExceeded.code
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except Exception as error:
+            code = internal("prefetch", error).code
+        finally:
+            self.metrics.prefetched.labels(self._label(query.target.model), code).inc()
 
     def models(self) -> list[types.Model]:
         """Every known model version."""
@@ -453,6 +514,14 @@ class Service:
             raise PermissionDenied(
                 "this server does not let callers load or unload models; its setting models.allow_changes is false"
             )
+
+
+def _worth_fetching(served: ServedModel, query: Query) -> frozenset[str]:
+    """The stages whose outputs scoring ``query`` will need: those of LMMs, or else all that end in a score."""
+    manifest = served.model.manifest
+    scored = [judgement.dimension.stage for judgement in _dimensions(served, query.target, query.prompt)]
+    features = {name for stage in scored for name in manifest.lmm_stages(stage)}
+    return frozenset(features or scored)
 
 
 def _dimensions(served: ServedModel, target: Target, prompt: str) -> Sequence[Judgement]:

@@ -37,6 +37,8 @@ scores = st.builds(
     text,
     text,
     st.booleans(),
+    st.booleans(),
+    text,
 )
 image_reports = st.builds(types.ImageReport, text, counts, counts, *[st.booleans()] * 6)
 prompt_reports = st.builds(types.PromptReport, counts, counts, st.booleans())
@@ -47,6 +49,7 @@ items = st.builds(types.ItemResult, text, result=results) | st.builds(types.Item
 ranked = st.builds(types.RankedImage, counts, counts, score=scores) | st.builds(
     types.RankedImage, counts, counts, error=problems
 )
+prefetched = st.builds(types.PrefetchResult, counts, st.lists(items, max_size=3).map(tuple))
 rankings = st.builds(types.RankResult, text, st.lists(ranked, max_size=3).map(tuple))
 comparisons = st.builds(
     types.CompareResult,
@@ -72,7 +75,9 @@ dimensions = st.builds(
     text,
     counts,
     st.lists(numbers, max_size=4).map(tuple),
+    st.booleans(),
 )
+stages = st.builds(types.StageInfo, text, text, text, counts, text, st.booleans(), text, text, text)
 models = st.builds(
     types.Model,
     text,
@@ -84,7 +89,9 @@ models = st.builds(
     text,
     st.booleans(),
     st.lists(dimensions, max_size=2).map(tuple),
-    st.lists(st.builds(types.StageInfo, text, text, text, counts, text, st.booleans()), max_size=2).map(tuple),
+    st.lists(
+        st.builds(types.StageInfo, text, text, text, counts, text, st.booleans(), text, text, text), max_size=2
+    ).map(tuple),
     st.builds(types.Licence, text, text, text),
 )
 
@@ -127,6 +134,11 @@ def test_rankings(ranking: types.RankResult) -> None:
     assert comparable(wire.rank_from_proto(over_the_wire(wire.rank_to_proto(ranking)))) == comparable(ranking)
 
 
+@given(prefetched)
+def test_prefetching(result: types.PrefetchResult) -> None:
+    assert comparable(wire.prefetch_from_proto(wire.prefetch_to_proto(result))) == comparable(result)
+
+
 @given(comparisons)
 def test_comparisons(comparison: types.CompareResult) -> None:
     assert wire.compare_from_proto(over_the_wire(wire.compare_to_proto(comparison))) == comparison
@@ -151,6 +163,7 @@ def test_priorities(priority: types.Priority) -> None:
         (scoring_pb2.PromptReport, types.PromptReport),
         (scoring_pb2.ScoreResponse, types.ScoreResult),
         (scoring_pb2.RankResponse, types.RankResult),
+        (scoring_pb2.PrefetchResponse, types.PrefetchResult),
         (scoring_pb2.RankedImage, types.RankedImage),
         (scoring_pb2.CompareResponse, types.CompareResult),
         (scoring_pb2.DimensionComparison, types.DimensionComparison),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from critiq import wire
-from critiq._requests import Call, score_batch
+from critiq._requests import Call, prefetch, score_batch
 from critiq._retry import is_worth_retrying
 from critiq.errors import CritiqError, Internal, InvalidArgument
-from critiq.types import ItemResult
+from critiq.types import ItemResult, PrefetchResult
 from critiq.v1 import scoring_pb2
 
 BATCH_BYTES = 32 * 1024 * 1024
@@ -45,6 +45,16 @@ class Batch:
         """For what has no final answer yet."""
         items = [scoring_pb2.ScoreItem(id=str(index), request=request) for index, request in self._requests.items()]
         return score_batch(items)
+
+    def items(self) -> list[scoring_pb2.ScoreItem]:
+        """The same under the callers' own names."""
+        return [
+            scoring_pb2.ScoreItem(id=self._names[index], request=request) for index, request in self._requests.items()
+        ]
+
+    def unsendable(self) -> list[ItemResult]:
+        """Items that never were requests."""
+        return list(self._results.values())
 
     def accept(self, response: scoring_pb2.ScoreBatchResponse) -> None:
         """Takes the answers in; raises the refusal if items were refused for now, so that they are sent again."""
@@ -83,3 +93,28 @@ def batches(items: Iterable[tuple[str, scoring_pb2.ScoreRequest | CritiqError]],
             batch = Batch()
         batch.add(name, request)
     yield batch
+
+
+class Prefetched:
+    """Items to fetch ahead, as calls of a size that servers take, and what became of them."""
+
+    def __init__(self, items: Iterable[tuple[str, scoring_pb2.ScoreRequest | CritiqError]], batch_size: int) -> None:
+        self._batches = batches(items, batch_size)
+        self._accepted = 0
+        self._refused: list[ItemResult] = []
+
+    def calls(self) -> Iterator[Call[PrefetchResult]]:
+        """What is left to send, made as it is asked for."""
+        for batch in self._batches:
+            self._refused += batch.unsendable()
+            if batch.open:
+                yield prefetch(batch.items())
+
+    def accept(self, result: PrefetchResult) -> None:
+        """Takes one answer in."""
+        self._accepted += result.accepted
+        self._refused += result.refused
+
+    def result(self) -> PrefetchResult:
+        """Of all calls together."""
+        return PrefetchResult(self._accepted, tuple(self._refused))

@@ -92,6 +92,13 @@ def score_batch(items: Sequence[scoring_pb2.ScoreItem]) -> Call[scoring_pb2.Scor
     return Call("Scoring/ScoreBatch", "POST", "/v1/score/batch", request, scoring_pb2.ScoreBatchResponse, _unchanged)
 
 
+def prefetch(items: Sequence[scoring_pb2.ScoreItem]) -> Call[types.PrefetchResult]:
+    request = scoring_pb2.ScoreBatchRequest(items=items)
+    return Call(
+        "Scoring/Prefetch", "POST", "/v1/prefetch", request, scoring_pb2.PrefetchResponse, wire.prefetch_from_proto
+    )
+
+
 def rank(images: Iterable[ImageInput], prompt: str, options: Options, top_k: int) -> Call[types.RankResult]:
     pictures = [to_image(image, f"images[{index}]") for index, image in enumerate(split_pictures(images, "images"))]
     if not pictures:

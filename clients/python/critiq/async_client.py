@@ -11,13 +11,13 @@ from typing import Any, Protocol, Self, TypeVar
 from critiq import _requests, wire
 from critiq._async_stream import AsyncConnection, AsyncUnaryConnection, Deliver, async_stream
 from critiq._base import LOAD_TIMEOUT, NO_RETRIES, POLL_PAUSE, BaseClient, is_ready
-from critiq._batches import Batch, batches
+from critiq._batches import Batch, Prefetched, batches
 from critiq._endpoint import DEFAULT_URL, Endpoint
 from critiq._requests import Call, Options
 from critiq._retry import Deadline
 from critiq.errors import CritiqError, DeadlineExceeded, Unavailable
 from critiq.images import ImageInput
-from critiq.types import CompareResult, ItemResult, Model, Priority, RankResult, ScoreResult
+from critiq.types import CompareResult, ItemResult, Model, PrefetchResult, Priority, RankResult, ScoreResult
 
 T = TypeVar("T")
 
@@ -140,6 +140,21 @@ class AsyncClient(BaseClient):
         options = Options(model, version, dimensions, priority)
         call = await asyncio.to_thread(_requests.compare, first, second, prompt, options)
         return await self._run(call, self._limit(timeout))
+
+    async def prefetch(
+        self,
+        items: Iterable[Any],
+        *,
+        model: str = "",
+        version: str = "",
+        timeout: float | None = None,
+        batch_size: int = 64,
+    ) -> PrefetchResult:
+        """See :meth:`critiq.Client.prefetch`."""
+        taken = Prefetched(_requests.numbered_items(items, Options(model, version)), batch_size)
+        for call in taken.calls():
+            taken.accept(await self._run(call, self._limit(timeout)))
+        return taken.result()
 
     async def models(self, *, timeout: float | None = None) -> list[Model]:
         """See :meth:`critiq.Client.models`."""

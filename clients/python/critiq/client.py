@@ -10,14 +10,14 @@ from typing import Any, Protocol, Self, TypeVar
 
 from critiq import _requests, wire
 from critiq._base import LOAD_TIMEOUT, NO_RETRIES, POLL_PAUSE, BaseClient, is_ready
-from critiq._batches import Batch, batches
+from critiq._batches import Batch, Prefetched, batches
 from critiq._endpoint import DEFAULT_URL, Endpoint
 from critiq._requests import Call, Options
 from critiq._retry import Deadline
 from critiq._stream import Connection, UnaryConnection, stream
 from critiq.errors import CritiqError, DeadlineExceeded, Unavailable
 from critiq.images import ImageInput
-from critiq.types import CompareResult, ItemResult, Model, Priority, RankResult, ScoreResult
+from critiq.types import CompareResult, ItemResult, Model, PrefetchResult, Priority, RankResult, ScoreResult
 
 T = TypeVar("T")
 
@@ -178,6 +178,31 @@ class Client(BaseClient):
         """Says in each dimension which of two pictures is better."""
         options = Options(model, version, dimensions, priority)
         return self._run(_requests.compare(first, second, prompt, options), self._limit(timeout))
+
+    def prefetch(
+        self,
+        items: Iterable[Any],
+        *,
+        model: str = "",
+        version: str = "",
+        timeout: float | None = None,
+        batch_size: int = 64,
+    ) -> PrefetchResult:
+        """Has the server compute, when nothing more urgent waits, what scoring these pictures will need.
+
+        For models that ask large multimodal models; returns without waiting for them.
+
+        Args:
+            items: as in :meth:`score_batch`.
+            timeout: seconds for each call of at most ``batch_size`` items.
+
+        Returns:
+            How many were taken on, and the others with their errors.
+        """
+        taken = Prefetched(_requests.numbered_items(items, Options(model, version)), batch_size)
+        for call in taken.calls():
+            taken.accept(self._run(call, self._limit(timeout)))
+        return taken.result()
 
     def models(self, *, timeout: float | None = None) -> list[Model]:
         """Every model version that the server knows, loaded or not."""

@@ -134,6 +134,14 @@ class CompareResult:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefetchResult:
+    """Pictures taken on, and those that were not, each with its error."""
+
+    accepted: int
+    refused: tuple[ItemResult, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Dimension:
     """What a score of this dimension means; ``minimum`` and ``maximum`` bound raw values, ``None`` where unbounded."""
 

@@ -210,6 +210,16 @@ def compare_from_proto(message: scoring_pb2.CompareResponse) -> types.CompareRes
     )
 
 
+def prefetch_to_proto(result: types.PrefetchResult) -> scoring_pb2.PrefetchResponse:
+    return scoring_pb2.PrefetchResponse(
+        accepted=result.accepted, refused=[item_to_proto(item) for item in result.refused]
+    )
+
+
+def prefetch_from_proto(message: scoring_pb2.PrefetchResponse) -> types.PrefetchResult:
+    return types.PrefetchResult(message.accepted, tuple(item_from_proto(item) for item in message.refused))
+
+
 def dimension_to_proto(dimension: types.Dimension) -> models_pb2.Dimension:
     return models_pb2.Dimension(
         name=dimension.name,

@@ -64,6 +64,7 @@ class GrpcFace:
             "ScoreStream": grpc.stream_stream_rpc_method_handler(self._score_stream, response_serializer=_serialize),
             "Rank": self._unary(scoring_pb2.RankRequest, self._rank),
             "Compare": self._unary(scoring_pb2.CompareRequest, self._compare),
+            "Prefetch": self._unary(scoring_pb2.ScoreBatchRequest, self._prefetch),
         }
         models = {
             "List": self._unary(models_pb2.ListModelsRequest, self._list_models),
@@ -132,6 +133,10 @@ class GrpcFace:
 
     async def _compare(self, request: scoring_pb2.CompareRequest, timeout: float | None) -> Message:
         return wire.compare_to_proto(await self._service.compare(*translate.pair(request), timeout))
+
+    async def _prefetch(self, request: scoring_pb2.ScoreBatchRequest, timeout: float | None) -> Message:
+        items = [translate.item(entry, str(position)) for position, entry in enumerate(request.items)]
+        return wire.prefetch_to_proto(self._service.prefetch(items))
 
     async def _list_models(self, request: models_pb2.ListModelsRequest, timeout: float | None) -> Message:
         return models_pb2.ListModelsResponse(models=[wire.model_to_proto(model) for model in self._service.models()])

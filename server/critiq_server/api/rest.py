@@ -91,6 +91,13 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         result = await unless_gone(request, service.compare(first, second, bodies.timeout(request)))
         return _answer(request, result, wire.compare_to_proto)
 
+    @app.post(
+        "/v1/prefetch",
+        **_operation(schemas.BatchJson, schemas.PrefetchResultJson, "Compute ahead what scoring will need"),
+    )
+    async def prefetch(request: Request) -> Response:
+        return _answer(request, service.prefetch(await bodies.batch_items(request)), wire.prefetch_to_proto)
+
 
 def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", **_operation(None, schemas.ModelsJson, "Known models"))

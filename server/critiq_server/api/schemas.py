@@ -126,6 +126,13 @@ class RankResultJson(BaseModel):
     ranking: list[RankedImageJson]
 
 
+class PrefetchResultJson(BaseModel):
+    """`refused` are those that were not taken on, each with its error."""
+
+    accepted: int
+    refused: list[ItemResultJson]
+
+
 class ModelsJson(BaseModel):
     models: list[types.Model]
 

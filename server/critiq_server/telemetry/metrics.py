@@ -112,6 +112,12 @@ class Metrics:
             ["model", "dimension"],
             registry=registry,
         )
+        self.prefetched = Counter(
+            "critiq_prefetched_total",
+            "Pictures whose features were asked for ahead, by model and outcome (OK or an error's code).",
+            ["model", "code"],
+            registry=registry,
+        )
         self.models = Gauge(
             "critiq_model_ready", "1 while a version is served.", ["model", "version"], registry=registry
         )

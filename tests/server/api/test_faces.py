@@ -73,6 +73,8 @@ async def test_what_an_answer_holds(server: Server) -> None:
                 "model": "tiny",
                 "model_version": "1",
                 "from_store": False,
+                "degraded": False,
+                "degraded_reason": "",
             },
             {
                 "dimension": "wordiness",
@@ -84,6 +86,8 @@ async def test_what_an_answer_holds(server: Server) -> None:
                 "model": "tiny",
                 "model_version": "1",
                 "from_store": False,
+                "degraded": False,
+                "degraded_reason": "",
             },
         ],
         "image": {

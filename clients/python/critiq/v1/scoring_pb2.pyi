@@ -213,6 +213,14 @@ class ScoreBatchResponse(_message.Message):
     results: _containers.RepeatedCompositeFieldContainer[ScoreItemResult]
     def __init__(self, results: _Optional[_Iterable[_Union[ScoreItemResult, _Mapping]]] = ...) -> None: ...
 
+class PrefetchResponse(_message.Message):
+    __slots__ = ("accepted", "refused")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    accepted: int
+    refused: _containers.RepeatedCompositeFieldContainer[ScoreItemResult]
+    def __init__(self, accepted: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[ScoreItemResult, _Mapping]]] = ...) -> None: ...
+
 class RankRequest(_message.Message):
     __slots__ = ("prompt", "images", "target", "priority", "top_k")
     PROMPT_FIELD_NUMBER: _ClassVar[int]

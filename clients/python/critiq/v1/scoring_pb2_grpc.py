@@ -59,6 +59,11 @@ class ScoringStub(object):
                 request_serializer=critiq_dot_v1_dot_scoring__pb2.CompareRequest.SerializeToString,
                 response_deserializer=critiq_dot_v1_dot_scoring__pb2.CompareResponse.FromString,
                 _registered_method=True)
+        self.Prefetch = channel.unary_unary(
+                '/critiq.v1.Scoring/Prefetch',
+                request_serializer=critiq_dot_v1_dot_scoring__pb2.ScoreBatchRequest.SerializeToString,
+                response_deserializer=critiq_dot_v1_dot_scoring__pb2.PrefetchResponse.FromString,
+                _registered_method=True)
 
 
 class ScoringServicer(object):
@@ -112,6 +117,16 @@ class ScoringServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prefetch(self, request, context):
+        """Asks for what large multimodal models say about pictures before their scores are needed, and does not wait for it: the
+        answer comes at once, the work is done when nothing more urgent waits (whatever `ScoreRequest.priority` says), and a
+        later Score finds it in the feature store. Of a model that asks none, everything that can be stored is computed.
+        RESOURCE_EXHAUSTED  too busy to take them all on; retry after the hint
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScoringServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -139,6 +154,11 @@ def add_ScoringServicer_to_server(servicer, server):
                     servicer.Compare,
                     request_deserializer=critiq_dot_v1_dot_scoring__pb2.CompareRequest.FromString,
                     response_serializer=critiq_dot_v1_dot_scoring__pb2.CompareResponse.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=critiq_dot_v1_dot_scoring__pb2.ScoreBatchRequest.FromString,
+                    response_serializer=critiq_dot_v1_dot_scoring__pb2.PrefetchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -276,6 +296,33 @@ class Scoring(object):
             '/critiq.v1.Scoring/Compare',
             critiq_dot_v1_dot_scoring__pb2.CompareRequest.SerializeToString,
             critiq_dot_v1_dot_scoring__pb2.CompareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/critiq.v1.Scoring/Prefetch',
+            critiq_dot_v1_dot_scoring__pb2.ScoreBatchRequest.SerializeToString,
+            critiq_dot_v1_dot_scoring__pb2.PrefetchResponse.FromString,
             options,
             channel_credentials,
             insecure,
