@@ -37,6 +37,7 @@ from tests.support.bundles import edit_manifest
 from tests.support.lmms import QWEN_WIDTH, save_qwen
 from tests.support.pooling import Answer, pooled, pooling_server, question_of
 from tests.support.servers import make_settings, running
+from tests.support.waiting import until
 
 SHAPE = Shape(feature=QWEN_WIDTH, hidden=40, width=32, layers=2, heads=4)
 PICTURES = drawn_pictures(7)[4:]  # not those of the golden records
@@ -175,6 +176,19 @@ def batch_sizes(app: App, kind: str) -> float | None:
     """Of the queue to the LMM: their ``sum``, the questions asked, or their ``count``, the batches."""
     labels = {"model": "eliq", "stage": "technical"}
     return app.metrics.registry.get_sample_value(f"critiq_batch_size_{kind}", labels)
+
+
+async def test_features_that_were_fetched_ahead_are_not_asked_again(place: Place) -> None:
+    async with served(place, lmm=computing(place)) as (app, client):
+        pairs = list(zip(PICTURES, PROMPTS, strict=True))
+        assert (await client.prefetch(pairs)).accepted == 3
+        fetched = {"model": "eliq", "code": "OK"}
+        await until(lambda: app.metrics.registry.get_sample_value("critiq_prefetched_total", fetched) == 3)
+        asked = batch_sizes(app, "sum")
+        assert asked == 3 * 3
+        found = [[score.raw for score in await client.score(*pair)] for pair in pairs]
+        np.testing.assert_allclose(found, expected_scores(place), atol=1e-3)
+        assert batch_sizes(app, "sum") == asked
 
 
 SERVE_STORED = """
