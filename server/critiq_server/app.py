@@ -70,8 +70,8 @@ class App:
             self.service = self._build_service()
         except StoreError as error:
             raise StartError(str(error)) from error
-        self._grpc = GrpcFace(self.service)
-        self._rest = _Uvicorn(rest_app(self.service, lambda: self._ready and self.service.registry.ready))
+        self._grpc = GrpcFace(self.service, self._is_ready)
+        self._rest = _Uvicorn(rest_app(self.service, self._is_ready))
         self._listen()
         self._serving = [
             asyncio.create_task(face.serve(sockets=[opened]))
@@ -102,6 +102,9 @@ class App:
         self._workers.close()
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
+
+    def _is_ready(self) -> bool:
+        return self._ready and self.service.registry.ready
 
     def _build_service(self) -> Service:
         settings, metrics = self.settings, self.metrics
@@ -260,7 +263,7 @@ class App:
             )
 
     async def _announce(self, serving: bool) -> None:
-        for name in ("", "critiq.v1.Scoring", "critiq.v1.Models"):
+        for name in ("", "critiq.v1.Scoring", "critiq.v1.Models", "inference.GRPCInferenceService"):
             await self._grpc.set_health(name, serving)
 
 

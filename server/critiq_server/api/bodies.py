@@ -151,8 +151,13 @@ def timeout(request: Request) -> float | None:
 
 
 async def _json(request: Request, kind: type[B]) -> B:
+    return from_json(kind, await request.body())
+
+
+def from_json(kind: type[B], data: bytes) -> B:
+    """The value in ``data``; raises ``InvalidArgument`` that names the field that does not fit."""
     try:
-        return kind.model_validate_json(await request.body())
+        return kind.model_validate_json(data)
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         field = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in problem["loc"]))

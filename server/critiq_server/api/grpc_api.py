@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -15,6 +16,7 @@ from critiq import wire
 from critiq.errors import CritiqError, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import translate
+from critiq_server.api.oip import rpc as inference
 from critiq_server.service import Item, Service
 from critiq_server.telemetry.faults import internal
 
@@ -27,11 +29,12 @@ Unary = Callable[[M, float | None], Awaitable[Message]]
 
 
 class GrpcFace:
-    """The services ``Scoring``, ``Models``, health and reflection on one port."""
+    """The services ``Scoring``, ``Models``, the Open Inference Protocol's, health and reflection on one port."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, is_ready: Callable[[], bool]) -> None:
         limit = service.settings.limits.request_bytes
         self._service = service
+        self._inference = inference.InferenceFace(service, is_ready)
         self._request_bytes = limit
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self.server = grpc.aio.server(
@@ -72,15 +75,22 @@ class GrpcFace:
             "Load": self._unary(models_pb2.LoadModelRequest, self._load_model),
             "Unload": self._unary(models_pb2.UnloadModelRequest, self._unload_model),
         }
+        inferring = {name: self._unary(kind, method) for name, (kind, method) in self._inference.methods().items()}
+        inferring["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            self._infer_stream, response_serializer=_serialize
+        )
         self.server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler("critiq.v1.Scoring", scoring),
                 grpc.method_handlers_generic_handler("critiq.v1.Models", models),
+                grpc.method_handlers_generic_handler(inference.NAME, inferring),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
-        names = ("critiq.v1.Scoring", "critiq.v1.Models", "grpc.health.v1.Health", reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self.server)
+        own = ("critiq.v1.Scoring", "critiq.v1.Models", inference.NAME)
+        names = (*own, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        pools: Any = _Pools(descriptor_pool.Default(), inference.DESCRIPTORS)
+        reflection.enable_server_reflection(names, self.server, pools)
 
     def _unary(self, kind: type[M], method: Unary[M]) -> grpc.RpcMethodHandler[Any, Any]:
         """A handler that gets the raw bytes: so text that is not UTF-8 is the caller's error, not an internal one."""
@@ -119,6 +129,10 @@ class GrpcFace:
             self._check_size(data)
             yield translate.item(translate.parse(scoring_pb2.ScoreItem, data), "")
 
+    async def _infer_stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
+        async for answer in self._inference.stream(requests, self._check_size, _remaining(context)):
+            yield answer
+
     async def _rank(self, request: scoring_pb2.RankRequest, timeout: float | None) -> Message:
         return wire.rank_to_proto(
             await self._service.rank(
@@ -154,6 +168,24 @@ class GrpcFace:
     def _check_size(self, data: bytes) -> None:
         if len(data) > self._request_bytes:
             raise TooLarge(f"the request has {len(data)} bytes, the limit is {self._request_bytes}; send less at once")
+
+
+class _Pools:
+    """Several pools of descriptors as one, for reflection: each look-up goes to the first that knows the answer."""
+
+    def __init__(self, *pools: Any) -> None:
+        self._pools = pools
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def find(*arguments: Any) -> Any:
+            for pool in self._pools[:-1]:
+                try:
+                    return getattr(pool, name)(*arguments)
+                except KeyError:
+                    continue
+            return getattr(self._pools[-1], name)(*arguments)
+
+        return find
 
 
 def _serialize(message: Message) -> bytes:

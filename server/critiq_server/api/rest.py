@@ -23,6 +23,7 @@ from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import bodies, schemas
 from critiq_server.api.compat import faces
 from critiq_server.api.disconnects import unless_gone
+from critiq_server.api.oip import rest as inference
 from critiq_server.service import Item, Service
 from critiq_server.telemetry.faults import internal
 
@@ -45,6 +46,7 @@ def rest_app(service: Service, is_ready: Callable[[], bool]) -> FastAPI:
     _add_errors(app)
     _describe_bodies(app)
     app.router.routes += faces.mounted(service)
+    app.router.routes += inference.routes(service, is_ready)
     return app
 
 
