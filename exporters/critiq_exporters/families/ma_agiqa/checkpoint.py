@@ -11,13 +11,14 @@ from critiq_exporters.core.checkpoints import fill
 from critiq_exporters.families.ma_agiqa.network import FEATURE, Fusion, PositionVotes
 from critiq_exporters.families.maniqa import checkpoint as maniqa
 
-_FUSION = {
+FUSION_NAMES = {
     "fc784_784": "picture",
     "fc4096_784_a2.0": "semantic",
     "fc4096_784_b2.0": "coherence",
     "gating": "gate",
     "output_fc": "output",
 }
+"""The fusion's parameters: the authors' names, and ours."""
 UNUSED = (
     *maniqa.UNUSED,
     # What earlier versions of the authors' network left in its constructor.
@@ -44,7 +45,7 @@ def build(state: Mapping[str, Tensor]) -> Networks:
     # One module, so that everything that is wrong with the file comes in one list.
     both = nn.ModuleDict({"tower": votes.tower, "fusion": fusion})
     names = {theirs: f"tower.{ours}" for theirs, ours in maniqa.tower_names(shape).items()}
-    for theirs, ours in _FUSION.items():
+    for theirs, ours in FUSION_NAMES.items():
         names |= {f"{theirs}.{kind}": f"fusion.{ours}.{kind}" for kind in ("weight", "bias")}
     fill(both, state, names, UNUSED)
     return Networks(votes.eval(), fusion.eval())
