@@ -1,4 +1,4 @@
-"""``critiq-train``: makes the built-in bundle and says how good a bundle is."""
+"""``critiq-train``: trains the built-in model and heads on stored features, and says how good a bundle is."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Trains and evaluates the built-in model.", no_args_is_help=True, pretty_exceptions_enable=False)
+from critiq_exporters.heads import commands as heads
+
+app = typer.Typer(help="Trains and evaluates models.", no_args_is_help=True, pretty_exceptions_enable=False)
 
 _DATA = Annotated[Path, typer.Option(help="Directory with the picture sets.", exists=True, file_okay=False)]
+
+
+app.command("eliq")(heads.eliq)
+app.command("ma-agiqa")(heads.ma_agiqa)
 
 
 @app.command()
