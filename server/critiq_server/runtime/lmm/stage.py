@@ -48,7 +48,7 @@ class LmmRuntime:
 
     @property
     def outputs(self) -> Mapping[str, TensorSpec]:
-        return {FEATURE: TensorSpec("float32", (None,))}
+        return {FEATURE: TensorSpec("float32", (self.lmm.width,))}
 
     def run(self, inputs: Arrays, *, keep_memory: bool = True) -> Arrays:
         """``image`` is uint8 ``[batch, height, width, 3]``, ``prompt`` (where it is read) text ``[batch]``."""
