@@ -29,6 +29,7 @@ from critiq_server.features.files import DATA_FILE
 from critiq_server.settings import Settings
 from tests.exporters.features.conftest import draw
 from tests.support.lmms import QWEN_WIDTH, save_qwen
+from tests.support.pooling import Answer, pooled, pooling_server, question_of
 from tests.support.servers import make_settings, running, server_process
 
 PROMPTS = {f"{number}.png": f"a drawing of {number} things" for number in range(6)}
@@ -136,6 +137,29 @@ def test_only_some_questions(place: Place, tmp_path: Path, capsys: pytest.Captur
     asked = {one["instruction"]: one["pictures"] for one in found["questions"].values()}
     assert asked == {"eliq-technical-1": 6, "eliq-alignment-1": 6}
     assert (found["features"], found["pictures"]) == (12, 6)
+
+
+def test_an_lmm_served_elsewhere_builds_too_and_its_end_is_the_builds(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def behave(body: dict[str, Any], number: int) -> Answer:
+        picture, text = question_of(body)
+        if limit and number > limit:
+            return 400, {"error": "no more"}
+        return pooled(np.full(QWEN_WIDTH, float(picture.mean()) + len(text), np.float32))
+
+    command = ["build", "--images", str(place.images), "--bundle", str(place.bundle), "--batch", "1"]
+    command += ["--store", str(tmp_path / "store"), "--remote"]
+    limit = 7  # two pictures with three questions each, and one question more
+    with pooling_server(behave) as server:
+        assert main([*command, server.url]) == 1
+    assert "critiq features: " in capsys.readouterr().err
+    with DiskStore(tmp_path / "store", read_only=True) as store:
+        assert store.status().entries == 6
+    limit = 0
+    with pooling_server(behave) as server:
+        assert main([*command, server.url]) == 0
+        assert len(server.bodies) == 3 * (len(PROMPTS) - 2)
 
 
 def test_the_summary_says_what_the_time_went_into(
