@@ -35,8 +35,8 @@ from critiq_exporters.features.sources import open_source
 from critiq_server.app import App
 from critiq_server.features.disk import DiskStore
 from critiq_server.images.source import EncodedImage
+from critiq_server.queries import Query
 from critiq_server.runtime.lmm.base import Instruction, Pixels, rounded
-from critiq_server.service import Query
 from critiq_server.settings import load_settings
 
 REAL_WIDTH = 4096
@@ -81,7 +81,7 @@ class Sharing:
 class _Guess:
     """Stands for an LMM where only the features' size matters."""
 
-    provider, concurrency = "random", 1
+    provider, concurrency, gathers = "random", 1, True
 
     def __init__(self, width: int) -> None:
         self._width = width

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from time import perf_counter
 from typing import TypeVar
@@ -16,7 +16,6 @@ from critiq import types
 from critiq.errors import (
     CritiqError,
     DeadlineExceeded,
-    FeaturesMissing,
     InvalidArgument,
     NotFound,
     PermissionDenied,
@@ -31,9 +30,20 @@ from critiq_server.features.records import Features
 from critiq_server.images.source import ImageSource
 from critiq_server.images.views import resizes
 from critiq_server.prompts import normalise
+from critiq_server.queries import (
+    Item,
+    Query,
+    StageSignature,
+    Target,
+    check_unique,
+    dimensions_of,
+    model_of,
+    ranking_dimension,
+    worth_fetching,
+)
 from critiq_server.registry import Registry
-from critiq_server.runtime.base import TensorSpec
 from critiq_server.scoring.judgement import Judgement
+from critiq_server.scoring.ranking import alike, comparison, placed, ranking, unlike
 from critiq_server.settings import Settings
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
@@ -42,46 +52,6 @@ from critiq_server.wording import quoted
 logger = structlog.get_logger("critiq")
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Which model answers, and what is asked of it; empty values mean the defaults of the contract."""
-
-    model: str = ""
-    version: str = ""
-    dimensions: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One picture to score."""
-
-    image: ImageSource
-    prompt: str = ""
-    target: Target = Target()
-    priority: Priority = Priority.INTERACTIVE
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One item of a batch or stream; a face that could not read it puts the error in the query's place."""
-
-    id: str
-    query: Query | CritiqError
-
-
-@dataclass(frozen=True, slots=True)
-class StageSignature:
-    """One stage of a served model: which of ``image`` and ``prompt`` it depends on in the end, and its outputs.
-
-    ``outputs`` gives dtype and shape of one item, ``None`` where a length varies.
-    """
-
-    model: str
-    version: str
-    reads: frozenset[str]
-    outputs: Mapping[str, TensorSpec]
 
 
 class Service:
@@ -118,9 +88,9 @@ class Service:
 
         Raises ``InvalidArgument`` for an empty batch or duplicated ids, ``TooLarge`` for too many items.
         """
-        with self._observed("score_batch", _model_of(items)):
+        with self._observed("score_batch", model_of(items)):
             self._check_count("items", len(items))
-            _check_unique([item.id for item in items])
+            check_unique([item.id for item in items])
             with self._admitted([item.query for item in items if isinstance(item.query, Query)]):
                 return list(await asyncio.gather(*(self._item(item, timeout) for item in items)))
 
@@ -162,7 +132,7 @@ class Service:
                 )
             prompt = normalise(prompt, self.settings.limits.prompt_bytes)
             with self.registry.lease(target.model, target.version) as served:
-                judgement = _ranking_dimension(served, target, prompt)
+                judgement = ranking_dimension(served, target, prompt)
             one = replace(target, dimensions=(judgement.dimension.name,))
             queries = [
                 image if isinstance(image, CritiqError) else Query(image, prompt, one, priority) for image in images
@@ -170,7 +140,7 @@ class Service:
             with self._admitted([query for query in queries if isinstance(query, Query)]):
                 items = [Item(str(index), query) for index, query in enumerate(queries)]
                 results = await asyncio.gather(*(self._item(item, timeout) for item in items))
-        return types.RankResult(judgement.dimension.name, _ranking(judgement, _alike(results), top_k))
+        return types.RankResult(judgement.dimension.name, ranking(judgement, alike(results), top_k))
 
     async def compare(self, first: Query, second: Query, timeout: float | None = None) -> types.CompareResult:
         """Compares two pictures in every dimension; both queries have one prompt and target."""
@@ -182,13 +152,13 @@ class Service:
             )
             for result in results:
                 if result.error is not None:
-                    raise _placed(result.error, result.id)
+                    raise placed(result.error, result.id)
             one, two = (result.unwrap() for result in results)
             for score in one:
                 other = two[score.dimension]
                 if score.degraded != other.degraded:
-                    raise _unlike(score if score.degraded else other)
-        comparisons = tuple(_compare(judgements[score.dimension], score, two[score.dimension]) for score in one)
+                    raise unlike(score if score.degraded else other)
+        comparisons = tuple(comparison(judgements[score.dimension], score, two[score.dimension]) for score in one)
         return types.CompareResult(comparisons, one.image, two.image, one.prompt)
 
     async def features(
@@ -224,9 +194,9 @@ class Service:
 
         Raises as :meth:`score_batch`.
         """
-        with self._observed("prefetch", _model_of(items)):
+        with self._observed("prefetch", model_of(items)):
             self._check_count("items", len(items))
-            _check_unique([item.id for item in items])
+            check_unique([item.id for item in items])
             taken: list[Query] = []
             refused: list[types.ItemResult] = []
             for item in items:
@@ -262,7 +232,7 @@ class Service:
             call = Call(asyncio.get_running_loop().time() + seconds, query.priority)
             with self.registry.lease(query.target.model, query.target.version) as served:
                 picture = self._darkroom.picture(query.image)
-                wanted = _worth_fetching(served, query)
+                wanted = worth_fetching(served, query)
                 async with asyncio.timeout(seconds):
                     evaluation = await self._engine.evaluate(served, wanted, picture, query.prompt, call)
             for error in evaluation.unanswered.values():
@@ -300,7 +270,7 @@ class Service:
     async def _score(self, query: Query, call: Call) -> types.ScoreResult:
         prompt = normalise(query.prompt, self.settings.limits.prompt_bytes)
         with self.registry.lease(query.target.model, query.target.version) as served:
-            judgements = _dimensions(served, query.target, prompt)
+            judgements = dimensions_of(served, query.target, prompt)
             picture = self._darkroom.picture(query.image)
             outputs = frozenset(judgement.dimension.stage for judgement in judgements)
             evaluation = await self._engine.evaluate(served, outputs, picture, prompt, call)
@@ -437,7 +407,7 @@ class Service:
         under_way: set[str],
         answers: asyncio.Queue[types.ItemResult | CritiqError | None],
     ) -> None:
-        with self._observed("score_stream", _model_of([item])):
+        with self._observed("score_stream", model_of([item])):
             try:
                 size = len(item.query.image.data) if isinstance(item.query, Query) else 0
                 while True:
@@ -514,115 +484,3 @@ class Service:
             raise PermissionDenied(
                 "this server does not let callers load or unload models; its setting models.allow_changes is false"
             )
-
-
-def _worth_fetching(served: ServedModel, query: Query) -> frozenset[str]:
-    """The stages whose outputs scoring ``query`` will need: those of LMMs, or else all that end in a score."""
-    manifest = served.model.manifest
-    scored = [judgement.dimension.stage for judgement in _dimensions(served, query.target, query.prompt)]
-    features = {name for stage in scored for name in manifest.lmm_stages(stage)}
-    return frozenset(features or scored)
-
-
-def _dimensions(served: ServedModel, target: Target, prompt: str) -> Sequence[Judgement]:
-    """The dimensions that a request asks for, or all that it allows."""
-    judgements = served.model.judgements
-    if not target.dimensions:
-        return [entry for entry in judgements.values() if prompt or not entry.dimension.needs_prompt] or _prompt_needed(
-            next(iter(judgements))
-        )
-    chosen = []
-    for position, name in enumerate(target.dimensions):
-        field = f"target.dimensions[{position}]"
-        if name not in judgements:
-            raise NotFound(
-                f"model {served.model.manifest.name!r} has no dimension {quoted(name)}; it has {', '.join(judgements)}",
-                field=field,
-            )
-        if name in target.dimensions[:position]:
-            raise InvalidArgument(f"{name!r} is named twice", field=field)
-        if judgements[name].dimension.needs_prompt and not prompt:
-            _prompt_needed(name)
-        chosen.append(judgements[name])
-    return chosen
-
-
-def _prompt_needed(dimension: str) -> Sequence[Judgement]:
-    raise InvalidArgument(
-        f"the dimension {dimension!r} needs the prompt that the picture was made from, and there is none",
-        field="prompt",
-    )
-
-
-def _ranking_dimension(served: ServedModel, target: Target, prompt: str) -> Judgement:
-    if target.dimensions:
-        return _dimensions(served, target, prompt)[0]
-    allowed = _dimensions(served, target, prompt)
-    return next((entry for entry in allowed if entry.dimension.needs_prompt), allowed[0])
-
-
-def _ranking(judgement: Judgement, results: Iterable[types.ItemResult], top_k: int) -> tuple[types.RankedImage, ...]:
-    scored: list[tuple[int, types.Score]] = []
-    failed: list[types.RankedImage] = []
-    for index, result in enumerate(results):
-        if result.result is not None:
-            scored.append((index, result.result.scores[0]))
-        elif result.error is not None:
-            failed.append(types.RankedImage(index, 0, error=_placed(result.error, f"images[{index}]")))
-    scored.sort(key=lambda entry: -judgement.goodness(entry[1].raw))  # stable: ties keep the order of the request
-    ranking: list[types.RankedImage] = []
-    for place, (index, score) in enumerate(scored, start=1):
-        previous = ranking[-1] if ranking else None
-        tied = previous is not None and previous.score is not None and previous.score.raw == score.raw
-        ranking.append(types.RankedImage(index, previous.rank if tied and previous else place, score=score))
-    return tuple((ranking[:top_k] if top_k else ranking) + failed)
-
-
-def _alike(results: Sequence[types.ItemResult]) -> Sequence[types.ItemResult]:
-    """``results`` with degraded scores turned into errors, if some are not: the two are on different scales."""
-    scores = [result.result.scores[0] for result in results if result.result is not None]
-    if {score.degraded for score in scores} != {True, False}:
-        return results
-    return [
-        types.ItemResult(result.id, error=_unlike(result.result.scores[0]))
-        if result.result is not None and result.result.scores[0].degraded
-        else result
-        for result in results
-    ]
-
-
-def _unlike(score: types.Score) -> FeaturesMissing:
-    return FeaturesMissing(
-        f"its score is degraded and cannot be compared with full ones: {score.degraded_reason}", field="image"
-    )
-
-
-def _compare(judgement: Judgement, first: types.Score, second: types.Score) -> types.DimensionComparison:
-    difference = judgement.goodness(first.raw) - judgement.goodness(second.raw)
-    preference: types.Preference = "first" if difference > 0 else "second"
-    if abs(difference) <= judgement.dimension.tolerance:
-        preference = "tie"
-    return types.DimensionComparison(first.dimension, preference, first, second)
-
-
-def _placed(error: CritiqError, place: str) -> CritiqError:
-    """An item's error in the call that it belongs to: its ``image...`` field is the item itself."""
-    if not error.field.startswith("image"):
-        return error
-    return type(error)(error.message, field=place + error.field.removeprefix("image"), retry_after=error.retry_after)
-
-
-def _check_unique(ids: Sequence[str]) -> None:
-    seen: dict[str, int] = {}
-    for position, item in enumerate(ids):
-        if item in seen:
-            raise InvalidArgument(
-                f"the id {quoted(item)} is used by items {seen[item]} and {position}; ids must be unique",
-                field=f"items[{position}].id",
-            )
-        seen[item] = position
-
-
-def _model_of(items: Sequence[Item]) -> str:
-    first = items[0].query if items else None
-    return first.target.model if isinstance(first, Query) else ""

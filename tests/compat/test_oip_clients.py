@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from critiq_server.app import App
 from critiq_server.images.source import EncodedImage
-from critiq_server.service import Query
+from critiq_server.queries import Query
 from tests.compat.oip_clients import CLIENTS, address, call, files, pixels, prompts, wanted
 from tests.fixtures.images import encoded, photo
 from tests.support.bundles import write_bundle

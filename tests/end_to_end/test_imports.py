@@ -19,7 +19,7 @@ import asyncio, sys
 from pathlib import Path
 from critiq_server.app import App
 from critiq_server.images.source import RawImage
-from critiq_server.service import Query
+from critiq_server.queries import Query
 from critiq_server.settings import load_settings
 
 async def main():
@@ -68,6 +68,7 @@ LAYERS = [
     ["app"],
     ["api"],
     ["service"],
+    ["queries"],
     ["registry"],
     ["engine"],
     ["bundles.model", "bundles.repository"],

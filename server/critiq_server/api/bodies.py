@@ -17,7 +17,7 @@ from critiq.v1 import scoring_pb2
 from critiq_server.api import schemas, translate
 from critiq_server.engine.demand import Priority
 from critiq_server.images.source import EncodedImage, ImageSource
-from critiq_server.service import Item, Query, Target
+from critiq_server.queries import Item, Query, Target
 from critiq_server.wording import quoted
 
 PROTOBUF = "application/x-protobuf"

@@ -17,7 +17,8 @@ from critiq.errors import CritiqError, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import translate
 from critiq_server.api.oip import rpc as inference
-from critiq_server.service import Item, Service
+from critiq_server.queries import Item
+from critiq_server.service import Service
 from critiq_server.telemetry.faults import internal
 
 ERROR_KEY = "critiq-error-bin"

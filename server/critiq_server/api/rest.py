@@ -24,7 +24,8 @@ from critiq_server.api import bodies, schemas
 from critiq_server.api.compat import faces
 from critiq_server.api.disconnects import unless_gone
 from critiq_server.api.oip import rest as inference
-from critiq_server.service import Item, Service
+from critiq_server.queries import Item
+from critiq_server.service import Service
 from critiq_server.telemetry.faults import internal
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from critiq import types
 from critiq.errors import CritiqError, InvalidArgument
 from critiq_server.engine.demand import Priority
 from critiq_server.images.source import EncodedImage, ImageSource, RawImage
-from critiq_server.service import Item, Query, Target
+from critiq_server.queries import Item, Query, Target
 
 
 class _Body(BaseModel):

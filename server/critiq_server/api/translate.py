@@ -11,7 +11,7 @@ from critiq.errors import CritiqError, InvalidArgument
 from critiq.v1 import scoring_pb2
 from critiq_server.engine.demand import Priority
 from critiq_server.images.source import EncodedImage, ImageSource, RawImage
-from critiq_server.service import Item, Query, Target
+from critiq_server.queries import Item, Query, Target
 
 M = TypeVar("M", bound=Message)
 

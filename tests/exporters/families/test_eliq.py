@@ -196,7 +196,7 @@ import asyncio, json, sys
 from pathlib import Path
 from critiq_server.app import App
 from critiq_server.images.source import RawImage
-from critiq_server.service import Query
+from critiq_server.queries import Query
 from critiq_server.settings import load_settings
 import numpy as np
 

@@ -14,7 +14,7 @@ from critiq_server.app import App, StartError
 from critiq_server.features.disk import DiskStore
 from critiq_server.features.files import DATA_FILE
 from critiq_server.images.source import EncodedImage
-from critiq_server.service import Query
+from critiq_server.queries import Query
 from critiq_server.settings import Settings
 from tests.support import requests
 from tests.support.bundles import write_bundle

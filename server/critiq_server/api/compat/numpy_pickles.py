@@ -7,11 +7,13 @@ writes bytes.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from critiq.errors import InvalidArgument, TooLarge
 
@@ -94,15 +96,17 @@ class Array(StandIn):
             if self.count * dtype.itemsize != len(self._data):
                 raise _no_array()
             flat = np.frombuffer(self._data, dtype) if self._data else np.empty(0, dtype)
-            self._plain = _text(flat.reshape(self._shape, order="F" if self._fortran else "C").tolist)
+            if dtype.kind == "U":
+                _check_text(flat)
+            self._plain = flat.reshape(self._shape, order="F" if self._fortran else "C").tolist()
         return self._plain
 
 
-def _text(make: Callable[[], Any]) -> Any:
-    try:
-        return make()
-    except ValueError as error:  # four bytes that are no character
-        raise InvalidArgument(f"the pickle has an array of text that is no Unicode: {error}", field=_FIELD) from error
+def _check_text(array: NDArray[np.str_]) -> None:
+    """NumPy makes text of any four bytes, even those that are no character and that Python's functions do not bear."""
+    codes = array.view(array.dtype.str[0] + "u4") if array.size else array.view(np.uint32)
+    if codes.size and codes.max() > sys.maxunicode:
+        raise InvalidArgument("the pickle has an array of text that is no Unicode", field=_FIELD)
 
 
 def _no_array() -> InvalidArgument:

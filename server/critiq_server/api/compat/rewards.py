@@ -16,7 +16,8 @@ from critiq.errors import (
     NotFound,
 )
 from critiq_server.images.source import ImageSource
-from critiq_server.service import Item, Query, Service, Target
+from critiq_server.queries import Item, Query, Target
+from critiq_server.service import Service
 from critiq_server.settings import RewardSettings
 from critiq_server.wording import quoted
 

@@ -17,7 +17,8 @@ from critiq_server.api.oip.tensors import DATATYPES, Items, Tensor, read_items
 from critiq_server.engine.demand import Priority
 from critiq_server.features.records import Features
 from critiq_server.images.source import ImageSource, RawImage
-from critiq_server.service import Item, Query, Service, Target
+from critiq_server.queries import Item, Query, Target
+from critiq_server.service import Service
 from critiq_server.wording import quoted
 
 _SCALES = ("raw", "calibrated", "percentile")
@@ -152,7 +153,7 @@ def _natural(parameters: Mapping[str, Any], name: str) -> int:
 
 
 def _shown(value: Any) -> str:
-    return quoted(value) if isinstance(value, str) else quoted(repr(value)).strip("'")
+    return quoted(value) if isinstance(value, str) else f"{value!r:.80}"
 
 
 def _wanted(request: Request, known: Sequence[str]) -> list[str]:

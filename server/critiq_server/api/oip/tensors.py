@@ -240,4 +240,4 @@ def _check_count(name: str, count: int, limit: int) -> None:
 
 
 def _shown(shape: Sequence[int]) -> str:
-    return quoted(str(list(shape[:8]))).strip("'")
+    return f"{list(shape)!s:.80}"

@@ -1,0 +1,118 @@
+"""What the operations are asked: pictures, prompts, which model and which of its dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from critiq.errors import CritiqError, InvalidArgument, NotFound
+from critiq_server.engine.demand import Priority
+from critiq_server.engine.engine import ServedModel
+from critiq_server.images.source import ImageSource
+from critiq_server.runtime.base import TensorSpec
+from critiq_server.scoring.judgement import Judgement
+from critiq_server.wording import quoted
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which model answers, and what is asked of it; empty values mean the defaults of the contract."""
+
+    model: str = ""
+    version: str = ""
+    dimensions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One picture to score."""
+
+    image: ImageSource
+    prompt: str = ""
+    target: Target = Target()
+    priority: Priority = Priority.INTERACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a batch or stream; a face that could not read it puts the error in the query's place."""
+
+    id: str
+    query: Query | CritiqError
+
+
+@dataclass(frozen=True, slots=True)
+class StageSignature:
+    """One stage of a served model: which of ``image`` and ``prompt`` it depends on in the end, and its outputs.
+
+    ``outputs`` gives dtype and shape of one item, ``None`` where a length varies.
+    """
+
+    model: str
+    version: str
+    reads: frozenset[str]
+    outputs: Mapping[str, TensorSpec]
+
+
+def worth_fetching(served: ServedModel, query: Query) -> frozenset[str]:
+    """The stages whose outputs scoring ``query`` will need: those of LMMs, or else all that end in a score."""
+    manifest = served.model.manifest
+    scored = [judgement.dimension.stage for judgement in dimensions_of(served, query.target, query.prompt)]
+    features = {name for stage in scored for name in manifest.lmm_stages(stage)}
+    return frozenset(features or scored)
+
+
+def dimensions_of(served: ServedModel, target: Target, prompt: str) -> Sequence[Judgement]:
+    """The dimensions that a request asks for, or all that it allows."""
+    judgements = served.model.judgements
+    if not target.dimensions:
+        return [entry for entry in judgements.values() if prompt or not entry.dimension.needs_prompt] or _prompt_needed(
+            next(iter(judgements))
+        )
+    chosen = []
+    for position, name in enumerate(target.dimensions):
+        field = f"target.dimensions[{position}]"
+        if name not in judgements:
+            raise NotFound(
+                f"model {served.model.manifest.name!r} has no dimension {quoted(name)}; it has {', '.join(judgements)}",
+                field=field,
+            )
+        if name in target.dimensions[:position]:
+            raise InvalidArgument(f"{name!r} is named twice", field=field)
+        if judgements[name].dimension.needs_prompt and not prompt:
+            _prompt_needed(name)
+        chosen.append(judgements[name])
+    return chosen
+
+
+def _prompt_needed(dimension: str) -> Sequence[Judgement]:
+    raise InvalidArgument(
+        f"the dimension {dimension!r} needs the prompt that the picture was made from, and there is none",
+        field="prompt",
+    )
+
+
+def ranking_dimension(served: ServedModel, target: Target, prompt: str) -> Judgement:
+    """The dimension to rank by: the one that is named, else the first that needs the prompt, else the first."""
+    if target.dimensions:
+        return dimensions_of(served, target, prompt)[0]
+    allowed = dimensions_of(served, target, prompt)
+    return next((entry for entry in allowed if entry.dimension.needs_prompt), allowed[0])
+
+
+def check_unique(ids: Sequence[str]) -> None:
+    """Raises ``InvalidArgument`` if two items have one id."""
+    seen: dict[str, int] = {}
+    for position, item in enumerate(ids):
+        if item in seen:
+            raise InvalidArgument(
+                f"the id {quoted(item)} is used by items {seen[item]} and {position}; ids must be unique",
+                field=f"items[{position}].id",
+            )
+        seen[item] = position
+
+
+def model_of(items: Sequence[Item]) -> str:
+    """The name of the model that the first item asks for."""
+    first = items[0].query if items else None
+    return first.target.model if isinstance(first, Query) else ""
