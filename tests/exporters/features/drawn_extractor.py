@@ -36,8 +36,7 @@ class DrawnExtractor:
     cannot be computed.
     """
 
-    provider = "drawn"
-    concurrency = 1
+    provider, concurrency, gathers = "drawn", 1, True
 
     def __init__(self, seconds: float = 0.0, failing: Sequence[int] = ()) -> None:
         self.calls: list[tuple[int, tuple[str, ...]]] = []

@@ -40,7 +40,7 @@ class TellingExtractor:
     Asked about alignment, what counts is whether the prompt names the picture's level.
     """
 
-    provider, concurrency = "telling", 1
+    provider, concurrency, gathers = "telling", 1, True
 
     def bucket(self, height: int, width: int) -> Hashable:
         return None
