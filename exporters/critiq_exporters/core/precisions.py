@@ -11,7 +11,7 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from critiq_exporters.core.graphs import save_graph
+from critiq_exporters.core.graphs import is_large, save_graph
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -29,7 +29,11 @@ def convert(precision: Precision, source: Path, target: Path) -> None:
     if precision == "fp16":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights below float16's smallest number
-            save_graph(convert_float_to_float16(model, keep_io_types=True, op_block_list=["Softmax"]), target)
+            # Shapes are noted in the graph already, and inferring them takes a model below 2 GiB.
+            half = convert_float_to_float16(
+                model, keep_io_types=True, op_block_list=["Softmax"], disable_shape_infer=is_large(model)
+            )
+            save_graph(half, target)
         return
     # The exporter lists weights there too, with the shapes that they have before they are quantised.
     del model.graph.value_info[:]
