@@ -182,6 +182,8 @@ def _read(item: Item, plan: Plan) -> _Read | Failure:
         prompt = normalise(item.prompt, plan.prompt_bytes)
     except (CritiqError, OSError) as error:
         return Failure(item.name, str(error))
+    except Exception as error:  # a stranger's file can fail in any way; it must not end a night's work
+        return Failure(item.name, f"{type(error).__name__}: {error}")
     return _Read(item.name, prompt, data, encoded_key(data), header.height, header.width)
 
 
@@ -199,6 +201,8 @@ def _decode(read: _Read, plan: Plan) -> _Decoded | Failure:
         pixels = decode(EncodedImage(read.data), plan.limits, plan.background).pixels
     except CritiqError as error:
         return Failure(read.name, str(error))
+    except Exception as error:  # as above
+        return Failure(read.name, f"{type(error).__name__}: {error}")
     picture = pixels_key(pixels)
     keys = tuple(asked.key(picture, prompt_key(read.prompt)) for asked in plan.questions)
     features = {asked.digest: key.hex() for asked, key in zip(plan.questions, keys, strict=True)}

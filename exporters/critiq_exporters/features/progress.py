@@ -44,7 +44,7 @@ def progress_line(progress: Progress, now: float) -> str:
     if progress.computed:
         line += f", {rate:.2f} computed a second"
         if progress.total is not None:
-            line += f", {duration((progress.total - progress.done) / rate)} left"
+            line += f", {duration(max(0, progress.total - progress.done) / rate)} left"
     if progress.failures:
         line += f", {len(progress.failures):,} failed"
     return line

@@ -90,8 +90,12 @@ def _directory(path: Path, prompts: Prompts | None) -> Source:
     pictures = collect([path])
 
     def item(picture: Picture) -> Item:
-        prompt = prompts.find(picture) if prompts is not None else sidecar_prompt(picture)
-        return Item(picture.path.relative_to(path).as_posix(), prompt, picture.path.read_bytes)
+        name = picture.path.relative_to(path).as_posix()
+        try:
+            prompt = prompts.find(picture) if prompts is not None else sidecar_prompt(picture)
+        except UsageError as error:  # that picture's prompt cannot be read
+            return Item(name, "", partial(_missing, str(error)))
+        return Item(name, prompt, picture.path.read_bytes)
 
     return Source(lambda: map(item, pictures), len(pictures))
 

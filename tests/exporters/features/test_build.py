@@ -8,17 +8,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
 import pytest
 from PIL import Image
 
+from critiq_exporters.features import build as build_module
+from critiq_exporters.features.build import Progress
 from critiq_exporters.features.catalogue import entries, find_entry, questions
 from critiq_exporters.features.contents import Merged, merge, verify
+from critiq_exporters.features.progress import progress_line
 from critiq_exporters.features.sources import Shard
 from critiq_server.features.disk import DiskStore
 from critiq_server.features.keys import pixels_key, prompt_key
+from critiq_server.images.source import EncodedImage
 from critiq_server.runtime.lmm.base import LmmUnreachable, feature_key
 from tests.exporters.features.drawn_extractor import (
     AESTHETIC,
@@ -78,6 +83,28 @@ def test_what_fails_is_told_and_stops_nothing(pictures: Path, tmp_path: Path) ->
     progress = build_store(tmp_path / "in", tmp_path / "store", extractor)
     assert (progress.computed, progress.stored, len(progress.failures)) == (1, 2, 1)
     assert [count for count, _ in extractor.calls] == [1]
+
+
+def test_a_fault_of_a_decoder_is_that_pictures_alone(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = build_module.decode
+
+    def fail(source: EncodedImage, *arguments: Any) -> Any:
+        if source.data == (pictures / "1" / "005.png").read_bytes():
+            raise ZeroDivisionError("a bug")
+        return decode(source, *arguments)
+
+    monkeypatch.setattr(build_module, "decode", fail)
+    progress = build_store(pictures, tmp_path / "store", DrawnExtractor())
+    assert {failure.name: failure.error for failure in progress.failures}["1/005.png"] == "ZeroDivisionError: a bug"
+    assert progress.computed == PICTURES - TWINS - 1
+
+
+def test_the_remaining_time_follows_from_the_rate() -> None:
+    progress = Progress(1000, stored=500, computed=100, started=0.0)
+    assert progress_line(progress, 50.0) == "600 of 1,000 pictures, 2.00 computed a second, 3 min 20 s left"
+    assert progress_line(Progress(None, computed=9, started=0.0), 3.0) == "9 pictures, 3.00 computed a second"
 
 
 def test_pictures_with_as_many_tokens_share_batches(pictures: Path, tmp_path: Path) -> None:

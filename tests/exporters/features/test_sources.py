@@ -58,6 +58,16 @@ def test_a_file_that_is_missing_is_that_items_error_alone(tmp_path: Path) -> Non
         item.load()
 
 
+def test_a_prompt_that_cannot_be_read_is_that_items_error_alone(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe no text \xff")
+    first, second = open_source(tmp_path).items()
+    assert second.load() == b"b"
+    with pytest.raises(OSError, match=r"cannot read .*a\.txt"):
+        first.load()
+
+
 def test_parquet_in_the_hugging_face_form(tmp_path: Path) -> None:
     images = [{"bytes": b"A", "path": "x/a.png"}, {"bytes": b"B", "path": None}, {"bytes": None, "path": "c.png"}]
     table = pyarrow.table({"image": images, "text": ["one", None, "three"], "score": [1, 2, 3]})
