@@ -12,7 +12,7 @@ from critiq_exporters.families.imagereward import family as imagereward
 from critiq_exporters.families.ma_agiqa import family as ma_agiqa
 from critiq_exporters.families.maniqa import family as maniqa
 from critiq_exporters.families.mint_iqa import family as mint_iqa
-from critiq_exporters.families.natural_scene import brisque_family, niqe_family
+from critiq_exporters.families.natural_scene import brisque_family, ilniqe_family, niqe_family
 from critiq_exporters.families.nima import family as nima
 
 FAMILIES: Mapping[str, Family] = {
@@ -31,6 +31,7 @@ FAMILIES: Mapping[str, Family] = {
         nima.FAMILY,
         cnn_iqa.FAMILY,
         niqe_family.FAMILY,
+        ilniqe_family.FAMILY,
         brisque_family.FAMILY,
         # One line a family, in the order of the table in docs/models/families.md.
     )

@@ -23,7 +23,6 @@ Luma = Literal["full", "studio"]
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 """Rows and columns to the neighbour that a coefficient is multiplied with."""
 _FLAT = [1e-9]
-"""Coefficients smaller than this are zero: what flat areas differ from zero by is rounding, and its sign is chance."""
 SHAPES = 0.2 + 0.001 * np.arange(9801)
 """The shapes that a fit chooses from, as the authors' code has them."""
 _ROWS = 99  # times as many columns: all midpoints between shapes, and one that nothing lies above
@@ -82,6 +81,19 @@ def halve(x: Tensor) -> Tensor:
     return x
 
 
+def decimate(x: Tensor, taps: Tensor) -> Tensor:
+    """``[..., height, width]`` with even sides smoothed by an even number of taps at every second pixel.
+
+    Edges are repeated. The middle of the taps lies between the pixel and the next.
+    """
+    reach = len(taps) // 2
+    for axis in (-2, -1):
+        length = x.shape[axis]
+        index = 2 * torch.arange(length // 2).unsqueeze(1) + torch.arange(1 - reach, reach + 1)
+        x = _gathered(x, axis, index.clamp(0, length - 1), taps.expand(index.shape))
+    return x
+
+
 def _gathered(x: Tensor, axis: int, index: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums along ``axis`` (-2 or -1) of the entries with the numbers ``index`` ``[results, taps]``."""
     if axis == -1:
@@ -94,7 +106,12 @@ def normalise(x: Tensor, taps: Tensor, border: Border) -> tuple[Tensor, Tensor]:
     mean = correlate(x, taps, taps, border)
     deviation = (correlate(x * x, taps, taps, border) - mean * mean).abs().sqrt()
     normal = (x - mean) / (deviation + 1)
-    return torch.where(normal.abs() < constant(_FLAT), 0.0, normal), deviation
+    return without_rounding(normal), deviation
+
+
+def without_rounding(x: Tensor) -> Tensor:
+    """Zero for what is nearly zero: what flat areas differ from it by is rounding, and its sign is chance."""
+    return torch.where(x.abs() < constant(_FLAT), 0.0, x)
 
 
 def to_blocks(x: Tensor, side: int) -> Tensor:
