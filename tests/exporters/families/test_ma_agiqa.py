@@ -14,10 +14,15 @@ from torch import Tensor
 
 from critiq_exporters.core.checkpoints import CheckpointError, read_state
 from critiq_exporters.core.evaluate import open_session
+from critiq_exporters.core.export import Settings, export
 from critiq_exporters.core.graphs import write_graph
 from critiq_exporters.families.ma_agiqa.checkpoint import Networks, build
+from critiq_exporters.families.ma_agiqa.family import load
 from critiq_exporters.families.maniqa.network import Maniqa
-from critiq_server.bundles.manifest import ImageInput, ResizeView, Stage
+from critiq_server.bundles.manifest import ImageInput, ResizeView, Stage, StageInput
+from critiq_server.bundles.model import compute_raw, load_model
+from critiq_server.runtime.lmm.base import FEATURE
+from critiq_server.runtime.onnx import RuntimeSettings
 from tests.exporters.families.rule_made import (
     TINY,
     fixture_arrays,
@@ -27,7 +32,7 @@ from tests.exporters.families.rule_made import (
     tiny_state,
 )
 
-FEATURE, POSITIONS = 32, TINY.side**2
+WIDTH, POSITIONS = 32, TINY.side**2
 PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))
 
 
@@ -35,11 +40,11 @@ def small_state() -> dict[str, Tensor]:
     """A checkpoint in the published layout, with features of 32 numbers and some of what inference does not use."""
     shapes = {
         "fc784_784": (POSITIONS, POSITIONS),
-        "fc4096_784_a2.0": (POSITIONS, FEATURE),
-        "fc4096_784_b2.0": (POSITIONS, FEATURE),
+        "fc4096_784_a2.0": (POSITIONS, WIDTH),
+        "fc4096_784_b2.0": (POSITIONS, WIDTH),
         "gating": (3, 3 * POSITIONS),
         "output_fc": (1, POSITIONS),
-        "fc4096_784_a": (POSITIONS, FEATURE),
+        "fc4096_784_a": (POSITIONS, WIDTH),
         "fc39_784.0": (5, 39),
     }
     fusion = {f"{name}.weight": rule_made(f"{name}.weight", shape) for name, shape in shapes.items()}
@@ -48,7 +53,7 @@ def small_state() -> dict[str, Tensor]:
 
 
 def answers(seed: int) -> Tensor:
-    return rule_made(f"answer {seed}", (3, FEATURE)) * 50
+    return rule_made(f"answer {seed}", (3, WIDTH)) * 50
 
 
 def fuse(networks: Networks, pixels: Tensor, semantic: Tensor, coherence: Tensor) -> Tensor:
@@ -108,16 +113,16 @@ def test_a_maniqa_checkpoint_is_no_ma_agiqa() -> None:
         build(tiny_state())
 
 
-def graphs(networks: Networks, pictures: NDArray[np.uint8], feature: int, folder: Path) -> Callable[..., Any]:
+def graphs(networks: Networks, pictures: NDArray[np.uint8], folder: Path) -> Callable[..., Any]:
     """Both parts exported: a function of pictures and answers that gives the quality by way of onnxruntime."""
     side, positions = pictures.shape[1], networks.fusion.picture.in_features
     view = ImageInput(view=ResizeView(height=side, width=side, filter="opencv_cubic"))
     tower = Stage(name="tower", graph="tower.onnx", inputs={"image": view}, outputs=["votes"])
     write_graph(networks.votes, tower, {"image": pictures[:2]}, folder / "tower.onnx")
-    # The views of the answers stand for roots that the manifest has no form for yet.
-    names = ("votes", "semantic", "coherence")
-    fusion = Stage(name="fusion", graph="fusion.onnx", inputs=dict.fromkeys(names, view), outputs=["quality"])
-    example = {name: np.zeros((2, feature), np.float16) for name in names[1:]}
+    sources = {"votes": ("tower", "votes"), "semantic": ("semantic", FEATURE), "coherence": ("coherence", FEATURE)}
+    inputs = {name: StageInput(stage=stage, output=output) for name, (stage, output) in sources.items()}
+    fusion = Stage(name="fusion", graph="fusion.onnx", inputs=inputs, outputs=["quality"])
+    example = {name: np.zeros((2, WIDTH), np.float16) for name in ("semantic", "coherence")}
     write_graph(
         networks.fusion, fusion, {"votes": np.zeros((2, positions), np.float32), **example}, folder / "fusion.onnx"
     )
@@ -134,7 +139,7 @@ def test_both_graphs_at_any_batch(tmp_path: Path) -> None:
     networks = build(small_state())
     semantic, coherence = answers(1).half(), answers(2).half()
     expected = fuse(networks, PICTURES, semantic, coherence)
-    run = graphs(networks, PICTURES.numpy(), FEATURE, tmp_path)
+    run = graphs(networks, PICTURES.numpy(), tmp_path)
     for batch in (1, 2, 5):
         rows = np.arange(batch) % 3
         found = run(PICTURES.numpy()[rows], semantic[rows], coherence[rows])
@@ -161,11 +166,25 @@ def test_full_size_gives_the_authors_numbers(tmp_path: Path) -> None:
         close(networks.fusion(votes, semantic, coherence), expected["score"][:, 0])
         close(networks.fusion(votes, coherence, semantic), expected["score_tensors_swapped"][:, 0])
         close(networks.fusion(votes.flip(0), semantic, coherence), expected["score_images_swapped"][:, 0])
-    run = graphs(networks, inputs["image_u8"], 4096, tmp_path)
+    # The bundle as the server computes it, with the answers of the fixture in place of the language model's.
+    settings = Settings(
+        out=tmp_path / "models",
+        name="ma-agiqa",
+        version="1",
+        checkpoint_sha256="0" * 64,
+        command="tests",
+        picture_count=4,
+        max_batch=2,
+        threads=2,
+    )
+    place = export(load(checkpoint, lmm_revision="0" * 64), settings).places["fp32"]
+    model = load_model(place, RuntimeSettings(provider="cpu", threads=2))
     for batch in (1, 2, 5):
         rows = np.arange(batch) % 2
-        found = run(inputs["image_u8"][rows], semantic[rows], coherence[rows])
-        close(torch.from_numpy(found), expected["score"][rows, 0])
+        answers_of = {"semantic": semantic[rows].float().numpy(), "coherence": coherence[rows].float().numpy()}
+        pictures = [inputs["image_u8"][row] for row in rows]
+        found = compute_raw(model, pictures, [""] * batch, ["visual_quality"], answers_of)
+        close(torch.from_numpy(found[:, 0].astype(np.float32)), expected["score"][rows, 0])
 
 
 def close(found: Tensor, expected: NDArray[np.float32], atol: float = 1e-6, rtol: float = 1e-5) -> None:

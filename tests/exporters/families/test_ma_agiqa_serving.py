@@ -25,7 +25,7 @@ from critiq_server.images.views import apply_view
 from critiq_server.runtime.lmm.instructions import QUESTIONS, find_instructions
 from critiq_server.runtime.lmm.pool import open_extractor
 from tests.exporters.families.rule_made import tiny_state
-from tests.exporters.families.test_ma_agiqa import FEATURE, small_state
+from tests.exporters.families.test_ma_agiqa import WIDTH, small_state
 from tests.support.lmms import OWL_WIDTH, save_owl
 from tests.support.servers import make_settings, running
 
@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     state = small_state()
     for name in ("fc4096_784_a2.0.weight", "fc4096_784_b2.0.weight", "fc4096_784_a"):
         if name in state:  # as wide as the tiny LMM
-            state[name] = torch.cat([state[name]] * (OWL_WIDTH // FEATURE), dim=1)
+            state[name] = torch.cat([state[name]] * (OWL_WIDTH // WIDTH), dim=1)
     torch.save(state, place.checkpoint)
     torch.save(tiny_state(), place.fallback)
     command = ["ma-agiqa", "--checkpoint", str(place.checkpoint), "--out", str(place.models), "--count", "4"]
@@ -125,3 +125,12 @@ async def test_all_degraded_pictures_are_ranked_among_themselves(place: Place) -
         ranking = (await client.rank(PICTURES)).ranking
         assert [entry.rank for entry in ranking] == [1, 2, 3, 4]
         assert all(entry.score is not None and entry.score.degraded for entry in ranking)
+
+
+async def test_a_remote_lmm_that_is_gone_is_done_without(place: Place) -> None:
+    """The bundle is served although its LMM's features could not be checked."""
+    nobody = {"on_miss": "remote", "remote": {"url": "http://127.0.0.1:9", "attempts": 1}}
+    async with served(place, lmm=nobody) as (_, client):
+        score = (await client.score(PICTURES[0]))["visual_quality"]
+        assert score.degraded
+        assert "http://127.0.0.1:9 failed 1 times" in score.degraded_reason
