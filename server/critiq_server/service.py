@@ -162,14 +162,13 @@ class Service:
         return types.CompareResult(comparisons, one.image, two.image, one.prompt)
 
     async def features(
-        self, stage: str, queries: Sequence[Query | CritiqError], timeout: float | None = None
+        self, target: Target, stage: str, queries: Sequence[Query | CritiqError], timeout: float | None = None
     ) -> list[Features | CritiqError]:
         """Outputs of one stage for many pictures, each with its own outcome: an image encoder's are embeddings.
 
-        The target's dimensions are not looked at, nor is the picture where the stage sees none. Raises as
-        :meth:`score_batch`, and ``NotFound`` if the model has no such stage.
+        All queries have this target; its dimensions are not looked at, nor is the picture where the stage sees none.
+        Raises as :meth:`score_batch`, ``NotFound`` if the model has no such stage, and ``ModelNotLoaded``.
         """
-        target = next((query.target for query in queries if isinstance(query, Query)), Target())
         with self._observed("features", target.model):
             self._check_count("items", len(queries))
             self.stage(target.model, target.version, stage)

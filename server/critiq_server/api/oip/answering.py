@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from critiq import types
 from critiq.errors import CritiqError, FeaturesMissing, InvalidArgument, NotFound
+from critiq_server.api.oip import models
 from critiq_server.api.oip.tensors import DATATYPES, Items, Tensor, read_items
 from critiq_server.engine.demand import Priority
 from critiq_server.features.records import Features
@@ -83,13 +84,15 @@ async def infer(service: Service, request: Request, timeout: float | None) -> An
     """
     options = _options(request.parameters, timeout)
     name, slash, stage = request.model.partition("/")
-    if slash:
-        return await _stage_outputs(service, request, name, stage, options)
-    return await _scores(service, request, name, options)
+    with models.in_its_words():
+        if slash:
+            return await _stage_outputs(service, request, name, stage, options)
+        return await _scores(service, request, name, options)
 
 
 async def _scores(service: Service, request: Request, name: str, options: _Options) -> Answer:
     model = service.model(name, request.version)
+    models.check_ready(service, model.name, model.version)
     items = read_items(request.inputs, frozenset(("image", "prompt")), service.settings.limits.batch_items)
     known = [dimension.name for dimension in model.dimensions]
     prompted = any(prompt != "" for prompt in items.prompts)
@@ -114,8 +117,9 @@ async def _stage_outputs(service: Service, request: Request, name: str, stage: s
     signature = service.stage(name, request.version, stage)
     items = read_items(request.inputs, signature.reads, service.settings.limits.batch_items)
     wanted = _wanted(request, list(signature.outputs)) or list(signature.outputs)
-    queries = _queries(items, Target(signature.model, signature.version), options.priority)
-    outcomes = await service.features(stage, queries, options.timeout)
+    target = Target(signature.model, signature.version)
+    queries = _queries(items, target, options.priority)
+    outcomes = await service.features(target, stage, queries, options.timeout)
     errors = _errors(outcomes, items, options)
     outputs = [Output(output, _stacked(output, outcomes)) for output in wanted]
     return Answer(f"{signature.model}/{stage}", signature.version, request.id, errors, outputs)
@@ -217,10 +221,9 @@ def _errors(outcomes: Sequence[Any], items: Items, options: _Options) -> dict[st
 
 def _placed(error: CritiqError, at: int, items: Items) -> CritiqError:
     """The error with the element of the request to blame for its field."""
-    renamed = {"target.scale": "parameters.scale", "target.model": "model", "target.version": "version"}
-    if error.field in renamed:
-        place = renamed[error.field]
-    elif error.field == "prompt" or not items.picture:
+    if error.field in models.RENAMED:
+        return error
+    if error.field == "prompt" or not items.picture:
         place = f"prompt[{0 if items.one_prompt else at}]"
     else:
         place = f"{items.picture}[{at}]"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 
@@ -16,6 +17,26 @@ VERSION = package_version("critiq")
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository")
 STATES: Mapping[str, str] = {"ready": "READY", "loading": "LOADING"}
 """Others are ``UNAVAILABLE``."""
+
+
+RENAMED: Mapping[str, str] = {
+    "target.model": "model",
+    "target.version": "version",
+    "target.scale": "parameters.scale",
+    "stage": "model",
+}
+"""What a request's fields are called here."""
+
+
+@contextmanager
+def in_its_words() -> Iterator[None]:
+    """Errors that name a field of critiq's own requests name this protocol's instead."""
+    try:
+        yield
+    except CritiqError as error:
+        if error.field not in RENAMED:
+            raise
+        raise type(error)(error.message, field=RENAMED[error.field], retry_after=error.retry_after) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +67,11 @@ class IndexEntry:
 
 def describe(service: Service, model: str, version: str) -> ModelInfo:
     """The tensors of ``NAME`` or ``NAME/STAGE``. Raises ``NotFound`` or, for stages, ``ModelNotLoaded``."""
+    with in_its_words():
+        return _describe(service, model, version)
+
+
+def _describe(service: Service, model: str, version: str) -> ModelInfo:
     name, slash, stage = model.partition("/")
     if slash:
         signature = service.stage(name, version, stage)
@@ -76,11 +102,12 @@ def is_ready(service: Service, model: str, version: str) -> bool:
 def check_ready(service: Service, model: str, version: str) -> None:
     """Raises ``NotFound`` or ``ModelNotLoaded`` where ``NAME`` or ``NAME/STAGE`` is not served."""
     name, slash, stage = model.partition("/")
-    if slash:
-        service.stage(name, version, stage)
-    else:
-        with service.registry.lease(name, version):
-            pass
+    with in_its_words():
+        if slash:
+            service.stage(name, version, stage)
+        else:
+            with service.registry.lease(name, version):
+                pass
 
 
 def index(service: Service, *, ready: bool) -> list[IndexEntry]:

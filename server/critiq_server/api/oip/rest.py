@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import zlib
@@ -295,6 +296,10 @@ async def _read(request: Request, limit: int) -> bytes:
         return body
     if encoding not in ("gzip", "deflate"):
         raise InvalidArgument(f"{quoted(encoding)} is unknown; use gzip, deflate or none", field="Content-Encoding")
+    return await asyncio.to_thread(_unpack, body, encoding, limit)
+
+
+def _unpack(body: bytes, encoding: str, limit: int) -> bytes:
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # the header says which of the two it is
     try:
         unpacked = unpacker.decompress(body, limit + 1)

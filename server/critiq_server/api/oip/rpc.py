@@ -54,21 +54,22 @@ class InferenceFace:
         self, requests: AsyncIterator[bytes], check_size: Callable[[bytes], None], timeout: float | None
     ) -> AsyncIterator[Message]:
         """Answers requests as they come, several at a time, in their order; an error is its own request's."""
-        answers: asyncio.Queue[asyncio.Task[Message] | None] = asyncio.Queue(
-            self._service.settings.limits.stream_window
-        )
+        answers: asyncio.Queue[asyncio.Task[Message] | None] = asyncio.Queue()
+        window = asyncio.Semaphore(self._service.settings.limits.stream_window)
 
         async def read() -> None:
             try:
                 async for data in requests:
-                    await answers.put(asyncio.create_task(self._streamed(data, check_size, timeout)))
+                    await window.acquire()
+                    answers.put_nowait(asyncio.create_task(self._streamed(data, check_size, timeout)))
             finally:
-                await answers.put(None)
+                answers.put_nowait(None)
 
         reader = asyncio.create_task(read())
         try:
             while (answer := await answers.get()) is not None:
                 yield await answer
+                window.release()
             await reader
         finally:
             reader.cancel()
