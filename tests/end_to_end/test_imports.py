@@ -72,9 +72,11 @@ LAYERS = [
     ["registry"],
     ["engine"],
     ["bundles.model", "bundles.repository"],
+    ["bundles.golden"],
+    ["bundles.loaded"],
     ["settings"],
     ["images", "features", "runtime", "prompts"],
-    ["scoring", "telemetry", "bundles.manifest", "bundles.lmm", "wording"],
+    ["scoring", "telemetry", "bundles.manifest", "bundles.lmm", "bundles.views", "wording"],
 ]
 EXCEPTIONS = {
     # Names in annotations only, under TYPE_CHECKING.

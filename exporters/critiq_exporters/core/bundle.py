@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from critiq_exporters.core.exportable import Exportable
 from critiq_exporters.core.graphs import ExportError
 from critiq_exporters.core.pictures import Pixels
+from critiq_server.bundles.golden import FEATURES_FROM_LMM, feature_entry
 from critiq_server.bundles.manifest import GOLDEN_FILE, MANIFEST_FILE, Dimension, Manifest, Provenance, Stage
-from critiq_server.bundles.model import FEATURES_FROM_LMM, BrokenBundle, feature_entry, load_model
+from critiq_server.bundles.model import BrokenBundle, load_model
 from critiq_server.runtime.onnx import RuntimeSettings
 
 

@@ -1,0 +1,106 @@
+"""A bundle in memory: its stages' runtimes and tokenizers, its digests, what each output needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from critiq_server.bundles.manifest import (
+    ImageInput,
+    Manifest,
+    PromptInput,
+    Stage,
+    StageInput,
+    TextInput,
+    View,
+)
+from critiq_server.features.keys import Key
+from critiq_server.prompts import PromptTokenizer
+from critiq_server.runtime.base import Runtime
+from critiq_server.runtime.lmm.stage import LmmRuntime
+from critiq_server.scoring.judgement import Judgement
+
+
+class BrokenBundle(Exception):
+    """A bundle that must not be served; the message says which file or golden record disagrees."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedStage:
+    """A stage that can run."""
+
+    spec: Stage
+    digest: Key
+    runtime: Runtime
+    inputs: tuple[tuple[str, ImageInput | PromptInput | TextInput | StageInput], ...]
+    """Ordered by name: the order in which keys are hashed."""
+
+    @property
+    def lmm(self) -> LmmRuntime | None:
+        """The runtime, if it is one of an LMM."""
+        return self.runtime if isinstance(self.runtime, LmmRuntime) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What it takes to get some stages' outputs: stages in an order that can be computed, and the views they see."""
+
+    stages: tuple[LoadedStage, ...]
+    views: frozenset[View]
+    tokenizers: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class LoadedModel:
+    """One version of one model, ready to serve."""
+
+    manifest: Manifest
+    stages: Mapping[str, LoadedStage]
+    tokenizers: Mapping[str, PromptTokenizer]
+    _plans: dict[frozenset[str], Plan] = field(default_factory=dict)
+
+    @cached_property
+    def judgements(self) -> Mapping[str, Judgement]:
+        """By dimension, in the manifest's order."""
+        manifest = self.manifest
+        return {entry.name: Judgement(entry, manifest.name, manifest.version) for entry in manifest.dimensions}
+
+    @cached_property
+    def asks_lmms(self) -> bool:
+        """Whether any stage is an LMM."""
+        return bool(self.manifest.asks_lmms)
+
+    @cached_property
+    def views(self) -> frozenset[View]:
+        """Every view of every stage."""
+        return self.plan(frozenset(self.stages)).views
+
+    def close(self) -> None:
+        """Lets go of the LMMs that the model's stages ask."""
+        for stage in self.stages.values():
+            if stage.lmm is not None and stage.lmm.extractor is not None:
+                stage.lmm.extractor.close()
+
+    def plan(self, outputs: frozenset[str]) -> Plan:
+        """What it takes to compute the stages called ``outputs``."""
+        plan = self._plans.get(outputs)
+        if plan is None:
+            plan = self._plans[outputs] = self._make_plan(outputs)
+        return plan
+
+    def _make_plan(self, outputs: frozenset[str]) -> Plan:
+        needed: set[str] = set()
+        pending = list(outputs)
+        while pending:
+            name = pending.pop()
+            if name not in needed:
+                needed.add(name)
+                pending += [source.stage for _, source in self.stages[name].inputs if isinstance(source, StageInput)]
+        stages = tuple(stage for name, stage in self.stages.items() if name in needed)
+        sources = [source for stage in stages for _, source in stage.inputs]
+        return Plan(
+            stages,
+            frozenset(source.view for source in sources if isinstance(source, ImageInput)),
+            tuple(dict.fromkeys(source.tokenizer for source in sources if isinstance(source, PromptInput))),
+        )
