@@ -155,6 +155,13 @@ def test_open_clips_settings_are_followed(tmp_path: Path) -> None:
     torch.testing.assert_close(folder.network.image(pixels), tiny().image(pixels))
 
 
+def test_another_librarys_files_beside_open_clips_are_left_alone(tmp_path: Path) -> None:
+    save_open_clip(tmp_path)
+    (tmp_path / "config.json").write_text('{"architecture": "vit_tiny_clip"}')
+    (tmp_path / "model.safetensors").write_bytes(b"other names")
+    assert open_clip_folder(tmp_path).mean == (0.5, 0.4, 0.3)
+
+
 def test_a_folder_with_both_layouts_and_weights_in_several_files_is_read(tmp_path: Path) -> None:
     save_open_clip(tmp_path)
     model = hugging_face_clip()
@@ -264,6 +271,21 @@ def test_a_tokenizer_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
     words = vocabulary() | {"more</w>": END + 1}
     (tmp_path / "vocab.json").write_text(json.dumps(words))
     with pytest.raises(CheckpointError, match=f"knows {END + 2} tokens, the checkpoint's table has {END + 1}"):
+        open_clip_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("end", "fits"), [(2, True), (END, True), (END - 1, False)])
+def test_settings_and_tokenizer_must_agree_on_the_closing_token(tmp_path: Path, end: int, fits: bool) -> None:
+    save_hugging_face(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = end
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if fits:
+        assert open_clip_folder(tmp_path).network.text.shape.end == END
+        return
+    with pytest.raises(
+        CheckpointError, match=f"say that token {end} closes a text, the tokenizer closes it with {END}"
+    ):
         open_clip_folder(tmp_path)
 
 

@@ -126,6 +126,13 @@ def test_pickscore(served: Served) -> None:
     assert (found[0].scope, found[0].direction) == ("within_prompt", "higher_is_better")
 
 
+def test_pictures_of_one_prompt_are_ranked_by_preference(served: Served) -> None:
+    ranked = served.client.rank(PIXELS, "the red circle", model="pickscore")
+    assert ranked.dimension == "preference"
+    found = [served.client.score(pixels, "the red circle", model="pickscore")["preference"].raw for pixels in PIXELS]
+    assert [entry.index for entry in ranked.ranking] == list(np.argsort(found)[::-1])
+
+
 def test_hps(served: Served) -> None:
     theirs = hugging_face_clip(layers=1)
     values = pixel_values([on_black(picture, SIDE) for picture in PICTURES], (0.5, 0.4, 0.3), (0.25, 0.26, 0.27))

@@ -44,6 +44,8 @@ class Settings:
     """Published widths of a head where none are given."""
     image_eps: float = 1e-5
     text_eps: float = 1e-5
+    end: int | None = None
+    """Id of the token that closes a text, where the settings tell it."""
 
 
 def build(state: Mapping[str, Tensor], settings: Settings, end: int = 49407, positions: bool = True) -> Clip:

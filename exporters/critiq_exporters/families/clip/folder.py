@@ -29,6 +29,8 @@ _OPEN_CLIP_FILES = (
     "open_clip_pytorch_model.bin",
 )
 _SHARDS = "model.safetensors.index.json"
+_LEGACY_END = 2
+"""In old settings files; transformers then reads a text's embedding at the largest id, which is the closing token's."""
 _VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"}
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 _NEUTRAL: tuple[object, ...] = (None, False, 0, 0.0, [], {})
@@ -70,6 +72,11 @@ def open_clip_folder(
     """
     settings, mean, std = _settings(checkpoint, activation)
     text = clip_tokenizer(tokenizer or _folder_of(checkpoint), prefix, straighten)
+    if settings.end not in (None, text.end):
+        raise CheckpointError(
+            f"the settings in {checkpoint} say that token {settings.end} closes a text, the tokenizer closes it with "
+            f"{text.end}: they do not belong together"
+        )
     network = build(_state(checkpoint, preferred), settings, text.end, positions)
     if text.words > network.text.shape.words:
         raise CheckpointError(
@@ -107,9 +114,12 @@ def _shards(folder: Path) -> dict[str, Tensor]:
 
 
 def _is_open_clip(folder: Path) -> bool:
-    """A folder can hold both layouts; Hugging Face's is taken then."""
-    own = any((folder / name).is_file() for name in (*_HUGGING_FACE_FILES, _SHARDS))
-    return (folder / "open_clip_config.json").is_file() and not ((folder / "config.json").is_file() and own)
+    """A folder can hold both layouts, then Hugging Face's is taken; or OpenCLIP's beside one of another library."""
+    if not (folder / "open_clip_config.json").is_file():
+        return False
+    weights = any((folder / name).is_file() for name in (*_HUGGING_FACE_FILES, _SHARDS))
+    other = folder / "config.json"
+    return not (weights and other.is_file() and _json(other).get("model_type") == "clip")
 
 
 def _settings(checkpoint: Path, activation: Activation) -> tuple[Settings, Channels, Channels]:
@@ -141,12 +151,14 @@ def _hugging_face_settings(
         raise CheckpointError(f"{file}: activation {unknown} is not supported; only quick_gelu and gelu are")
     if len(set(towers.values())) > 1:
         raise CheckpointError(f"{file}: the towers have different activations, {towers}; they must be alike")
+    end = text.get("eos_token_id")
     settings = Settings(
         quick_gelu=_chosen(activation, towers["vision"] == "quick_gelu"),
         image_heads=vision.get("num_attention_heads", 12),
         text_heads=text.get("num_attention_heads", 8),
         image_eps=vision.get("layer_norm_eps", 1e-5),
         text_eps=text.get("layer_norm_eps", 1e-5),
+        end=None if end == _LEGACY_END else end,
     )
     beside = file.parent / "preprocessor_config.json"
     prepared = _json(beside) if beside.is_file() else {}
