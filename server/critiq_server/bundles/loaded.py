@@ -41,6 +41,11 @@ class LoadedStage:
         """The runtime, if it is one of an LMM."""
         return self.runtime if isinstance(self.runtime, LmmRuntime) else None
 
+    @property
+    def computes(self) -> bool:
+        """Whether its outputs can come from anywhere but the store."""
+        return self.lmm is None or self.lmm.extractor is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -98,7 +103,8 @@ class LoadedModel:
                 needed.add(name)
                 pending += [source.stage for _, source in self.stages[name].inputs if isinstance(source, StageInput)]
         stages = tuple(stage for name, stage in self.stages.items() if name in needed)
-        sources = [source for stage in stages for _, source in stage.inputs]
+        # A stage that only looks its outputs up never sees the picture: nothing is cut or held for it.
+        sources = [source for stage in stages if stage.computes for _, source in stage.inputs]
         return Plan(
             stages,
             frozenset(source.view for source in sources if isinstance(source, ImageInput)),
