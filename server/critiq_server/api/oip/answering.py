@@ -91,8 +91,8 @@ async def infer(service: Service, request: Request, timeout: float | None) -> An
 
 
 async def _scores(service: Service, request: Request, name: str, options: _Options) -> Answer:
-    model = service.model(name, request.version)
-    models.check_ready(service, model.name, model.version)
+    with service.registry.lease(name, request.version) as served:
+        model = served.model.manifest
     items = read_items(request.inputs, frozenset(("image", "prompt")), service.settings.limits.batch_items)
     known = [dimension.name for dimension in model.dimensions]
     prompted = any(prompt != "" for prompt in items.prompts)
@@ -101,7 +101,7 @@ async def _scores(service: Service, request: Request, name: str, options: _Optio
     queries = _queries(items, Target(model.name, model.version, tuple(wanted)), options.priority)
     results = await service.score_batch([Item(str(at), query) for at, query in enumerate(queries)], options.timeout)
     outcomes = [_checked(result, options) for result in results]
-    errors = _errors(outcomes, items, options)
+    errors = _errors(outcomes, items, fill=options.fill)
     outputs = []
     for dimension in wanted:
         column = [_value(outcome, dimension, options) for outcome in outcomes]
@@ -120,7 +120,9 @@ async def _stage_outputs(service: Service, request: Request, name: str, stage: s
     target = Target(signature.model, signature.version)
     queries = _queries(items, target, options.priority)
     outcomes = await service.features(target, stage, queries, options.timeout)
-    errors = _errors(outcomes, items, options)
+    # Only an item that succeeded tells the shape of the others.
+    some = any(not isinstance(outcome, CritiqError) for outcome in outcomes)
+    errors = _errors(outcomes, items, fill=options.fill and some)
     outputs = [Output(output, _stacked(output, outcomes)) for output in wanted]
     return Answer(f"{signature.model}/{stage}", signature.version, request.id, errors, outputs)
 
@@ -205,14 +207,14 @@ def _checked(result: types.ItemResult, options: _Options) -> types.ScoreResult |
     return result.result
 
 
-def _errors(outcomes: Sequence[Any], items: Items, options: _Options) -> dict[str, str]:
-    """The answer's parameters: the errors by item, as JSON. Raises the first of them unless NaN was asked for."""
+def _errors(outcomes: Sequence[Any], items: Items, *, fill: bool) -> dict[str, str]:
+    """The answer's parameters: the errors by item, as JSON. Raises the first of them unless they become NaN."""
     placed = {
         at: _placed(outcome, at, items) for at, outcome in enumerate(outcomes) if isinstance(outcome, CritiqError)
     }
     if not placed:
         return {}
-    if options.fill:
+    if fill:
         return {"errors": orjson.dumps({str(at): str(error) for at, error in placed.items()}).decode()}
     first = next(iter(placed.values()))
     more = f" ({len(placed)} of {len(outcomes)} items failed)" if len(placed) > 1 else ""
@@ -241,10 +243,8 @@ def _is_degraded(outcome: types.ScoreResult | CritiqError, dimension: str) -> bo
 
 
 def _stacked(output: str, outcomes: Sequence[Features | CritiqError]) -> NDArray[np.generic]:
-    """One output of all items; items that failed are NaN."""
+    """One output of all items, at least one of which succeeded; items that failed are NaN."""
     arrays = {at: outcome[output] for at, outcome in enumerate(outcomes) if not isinstance(outcome, CritiqError)}
-    if not arrays:
-        raise next(outcome for outcome in outcomes if isinstance(outcome, CritiqError))
     first, model = next(iter(arrays.items()))
     for at, array in arrays.items():
         if array.shape != model.shape:
