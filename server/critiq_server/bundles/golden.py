@@ -88,6 +88,10 @@ def check_features(model: LoadedModel, path: Path) -> None:
         except CritiqError as error:
             logger.warning("the remote LMM does not answer: its features were not checked", reason=str(error))
             return
+        except Exception as error:  # torch has one of its own for everything
+            raise BrokenBundle(
+                f"stage {name!r}: {runtime.lmm.model!r} cannot be asked here: {type(error).__name__}: {error}"
+            ) from error
         lengths = [max(float(np.linalg.norm(feature)), 1e-12) for feature in (found, expected[name])]
         likeness, scale = float(found @ expected[name]) / (lengths[0] * lengths[1]), lengths[0] / lengths[1]
         if not (likeness >= _FEATURE_LIKENESS and abs(scale - 1) <= _FEATURE_SCALE):

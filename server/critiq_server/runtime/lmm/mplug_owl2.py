@@ -16,7 +16,7 @@ import sentencepiece
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from critiq_server.bundles.lmm import IMAGE, INSTRUCTION, Backbone, SquareProcessor
@@ -164,9 +164,12 @@ def load_network(folder: Path, shape: Shape, dtype: torch.dtype, device: torch.d
 def _entries(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a checkpoint in one file or several, one at a time."""
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as held:
-            for name in held.keys():  # noqa: SIM118 - it is no mapping
-                yield name, held.get_tensor(name)
+        try:
+            with safe_open(file, "pt") as held:
+                for name in held.keys():  # noqa: SIM118 - it is no mapping
+                    yield name, held.get_tensor(name)
+        except SafetensorError as error:
+            raise LmmUnavailable(f"{file} is not a whole safetensors file: {error}") from error
     if any(folder.glob("*.safetensors")):
         return
     for file in sorted(folder.glob("pytorch_model*.bin")):

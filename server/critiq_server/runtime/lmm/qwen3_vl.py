@@ -222,7 +222,7 @@ def _load(folder: Path, backbone: Backbone, device: torch.device) -> Any:
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # the library's, safetensors' and the system's own
         raise LmmUnavailable(f"{folder} cannot be loaded as a Qwen3-VL: {error}") from error
     if report["missing_keys"]:  # they would be drawn at random
         missing = sorted(report["missing_keys"])

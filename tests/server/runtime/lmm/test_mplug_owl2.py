@@ -183,3 +183,5 @@ def test_what_is_no_fitting_model_is_refused(owl: Path, tmp_path: Path) -> None:
     )
     refused(r"holds model\.extra, which mPLUG-Owl2 does not have", state={**state, "model.extra": torch.ones(3)})
     refused(r"tokenizer\.model is not a sentencepiece model", state=state)
+    (tmp_path / "model.safetensors").write_bytes((owl / "model.safetensors").read_bytes()[:5000])
+    refused("is not a whole safetensors file")

@@ -150,6 +150,14 @@ def test_what_is_no_fitting_model_is_refused(folder: Path, tmp_path: Path) -> No
         QwenExtractor(tmp_path, backbone(folder), "cpu")
 
 
+def test_a_damaged_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(LmmUnavailable, match="cannot be loaded as a Qwen3-VL"):
+        QwenExtractor(tmp_path, backbone(folder), "cpu")
+
+
 def test_a_checkpoint_with_a_part_missing_is_refused(folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
