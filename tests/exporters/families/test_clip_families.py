@@ -183,8 +183,8 @@ def test_bad_input_on_the_command_line_is_one_message_and_leaves_nothing(
     save_hugging_face(tmp_path / "clip")
     out = tmp_path / "out"
     for command, message in (
-        (["laion_aesthetics"], "pass --head"),
-        (["clip_iqa", "--attributes", "beauty"], "'beauty' is neither"),
+        (["laion-aesthetics"], "pass --head"),
+        (["clip-iqa", "--attributes", "beauty"], "'beauty' is neither"),
         (["pickscore", "--tokenizer", str(tmp_path)], "holds no tokenizer"),
         (["imagereward"], "holds no tokenizer (tokenizer.json or vocab.txt)"),
     ):

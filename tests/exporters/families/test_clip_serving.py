@@ -48,7 +48,7 @@ from tests.support.servers import ServerProcess, server_process
 
 pytestmark = pytest.mark.slow
 
-MODELS = ("clipscore", "pickscore", "hpsv2", "laion_aesthetics", "clip_iqa", "imagereward")
+MODELS = ("clipscore", "pickscore", "hpsv2", "laion-aesthetics", "clip-iqa", "imagereward")
 PIXELS = [*drawn_pictures(9)[4:], drawn_pictures(2)[1][:, :-17]]  # the last with an odd excess
 PICTURES = [Image.fromarray(pixels) for pixels in PIXELS]
 PROMPTS = ["the red circle", "red", "photo of the sea, in oil", "in it", "x" * 40, "a hill"]
@@ -84,8 +84,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "clipscore": ["--checkpoint", "clip", "--prefix", "the"],
         "pickscore": ["--checkpoint", "clip"],
         "hpsv2": ["--checkpoint", "open_clip", "--activation", "config"],
-        "laion_aesthetics": ["--checkpoint", "clip", "--head", str(folder / "head.pth")],
-        "clip_iqa": ["--checkpoint", "resnet", "--attributes", "sharpness;redness=the red|the sea", "--side", "400"],
+        "laion-aesthetics": ["--checkpoint", "clip", "--head", str(folder / "head.pth")],
+        "clip-iqa": ["--checkpoint", "resnet", "--attributes", "sharpness;redness=the red|the sea", "--side", "400"],
         "imagereward": ["--checkpoint", "imagereward"],
     }
     for model in MODELS:
@@ -144,13 +144,13 @@ def test_hps(served: Served) -> None:
 def test_laion_aesthetics(served: Served) -> None:
     features = image_features(hugging_face_clip(layers=1), pixel_values(middles(rounded=True)))
     expected = perceptron(dict(laion_head_state()), features).numpy()
-    found = served.scores("laion_aesthetics", "aesthetics", prompts=False)
+    found = served.scores("laion-aesthetics", "aesthetics", prompts=False)
     np.testing.assert_allclose(raw(found), expected, atol=1e-5)
     assert [score.calibrated for score in found] == pytest.approx(np.clip((expected - 1) / 9, 0, 1), abs=1e-4)
 
 
 def test_clip_iqa_looks_at_pictures_at_their_own_size(served: Served) -> None:
-    manifest = read_manifest(served.folder / "models" / "clip_iqa" / "1")
+    manifest = read_manifest(served.folder / "models" / "clip-iqa" / "1")
     assert manifest.stages[0].inputs["image"].view == NativeView(shorter_min=32, longer_max=400)  # type: ignore[union-attr]
     assert not manifest.tokenizers  # the texts are constants of the head
     folder = open_clip_folder(served.folder / "resnet", positions=False)
@@ -162,7 +162,7 @@ def test_clip_iqa_looks_at_pictures_at_their_own_size(served: Served) -> None:
     pairs = {"sharpness": ("Sharp photo.", "Blurry photo."), "redness": ("the red", "the sea")}
     for name, texts in pairs.items():
         theirs = text_features(hugging_face_clip(layers=1), served.folder / "resnet", texts)
-        found = served.scores("clip_iqa", name, prompts=False)
+        found = served.scores("clip-iqa", name, prompts=False)
         shown = [score.raw for score, pixels in zip(found, PIXELS, strict=True) if max(pixels.shape) <= 400]
         expected = (RESNET_SCALE * features @ theirs.T).softmax(dim=1)[:, 0]
         assert name != "redness" or expected.std() > 0.005
@@ -213,11 +213,11 @@ def test_families_on_one_clip_share_the_features_of_pictures(served: Served) -> 
     """Their picture stages are equal to the byte, so the store answers one with what another computed."""
     graphs = {
         model: read_manifest(served.folder / "models" / model / "1").files["image.onnx"]
-        for model in ("clipscore", "laion_aesthetics")
+        for model in ("clipscore", "laion-aesthetics")
     }
     assert len(set(graphs.values())) == 1
     fresh = drawn_pictures(16)[15]
     served.client.score(fresh, "red", model="clipscore")
-    before = served.computed("laion_aesthetics", "image")
-    served.client.score(fresh, model="laion_aesthetics")
-    assert served.computed("laion_aesthetics", "image") == before
+    before = served.computed("laion-aesthetics", "image")
+    served.client.score(fresh, model="laion-aesthetics")
+    assert served.computed("laion-aesthetics", "image") == before

@@ -53,7 +53,7 @@ _LONGEST = 1024
 _SHORTEST = 32
 
 CARD = Card(
-    family="clip_iqa",
+    family="clip-iqa",
     title="CLIP-IQA",
     judges="visual quality and other attributes, each by a pair of opposite texts",
     raw_range="0 to 1: the first text's share of the pair",

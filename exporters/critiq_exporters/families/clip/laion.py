@@ -16,7 +16,7 @@ from critiq_exporters.families.clip.stages import picture_parts
 from critiq_server.bundles.manifest import Calibration, Dimension, Licence, Stage, StageInput
 
 CARD = Card(
-    family="laion_aesthetics",
+    family="laion-aesthetics",
     title="LAION aesthetics v2",
     judges="how beautiful a picture is",
     raw_range="about 1 to 10, the scale of the ratings; not bounded",
