@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -166,12 +167,12 @@ def _precisions(text: str) -> list[Precision]:
 
 def _command(family: str, options: dict[str, Any], checkpoint: str, precision: str) -> str:
     # By name only: where files lay on this machine is nobody's business.
-    words = ["critiq export", family, "--checkpoint", _told(checkpoint), "--precision", precision]
+    words = ["critiq", "export", family, "--checkpoint", _told(checkpoint), "--precision", precision]
     for key, value in options.items():
         if value not in (None, False):
             flag = "--" + key.replace("_", "-")
             words += [flag] if value is True else [flag, _told(value)]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _told(value: object) -> str:

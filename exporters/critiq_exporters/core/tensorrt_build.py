@@ -17,9 +17,9 @@ import onnx
 from onnx import numpy_helper
 
 from critiq_exporters.core.graphs import ExportError
-from critiq_server.bundles.manifest import PromptInput, Stage, Tokenizer
+from critiq_server.bundles.manifest import ImageInput, NativeView, PromptInput, Stage, Tokenizer
 
-BATCH, LENGTH = "batch", "length"
+BATCH, LENGTH, SIDES = "batch", "length", ("rows", "columns")
 """The names that exported graphs give to their open dimensions."""
 
 
@@ -33,7 +33,8 @@ class Range:
 
 
 def ranges(stage: Stage, stages: Mapping[str, Stage], tokenizers: Mapping[str, Tokenizer]) -> dict[str, Range]:
-    """How far the open dimensions of ``stage`` reach: batches to its limit, prompts to their tokenizer's longest.
+    """How far the open dimensions of ``stage`` reach: batches to its limit, prompts to their tokenizer's longest,
+    pictures at their own resolution to the view's bounds.
 
     A stage that reads others' outputs may get their prompts' length, so theirs counts too.
     """
@@ -45,6 +46,14 @@ def ranges(stage: Stage, stages: Mapping[str, Stage], tokenizers: Mapping[str, T
         # A prompt of one token is as short as its padding allows.
         least = min(min(entry.pad_to_multiple, entry.max_length) for entry in read)
         found[LENGTH] = Range(least, min(most, max(least, 4 * step)), most)
+    native = [
+        source.view
+        for source in stage.inputs.values()
+        if isinstance(source, ImageInput) and isinstance(source.view, NativeView)
+    ]
+    for view in native:
+        sides = Range(view.shorter_min, max(view.shorter_min, min(512, view.longer_max)), view.longer_max)
+        found |= dict.fromkeys(SIDES, sides)
     return found
 
 
