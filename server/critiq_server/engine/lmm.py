@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from critiq.errors import CritiqError
-from critiq_server.bundles.lmm import Backbone
+from critiq_server.bundles.lmm import Backbone, OnMiss
 from critiq_server.bundles.model import LoadedModel
 from critiq_server.engine.batcher import Batcher
 from critiq_server.engine.demand import Demand
@@ -51,10 +51,10 @@ class Lane:
 
 def open_lanes(model: LoadedModel, make: MakeQueue) -> dict[str, Lane]:
     """A lane for every stage of ``model`` that computes features; those that ask one LMM share its queue."""
-    by_lmm: dict[Backbone, list[str]] = {}
+    by_lmm: dict[tuple[Backbone, OnMiss], list[str]] = {}
     for name, stage in model.stages.items():
         if stage.lmm is not None and stage.lmm.extractor is not None:
-            by_lmm.setdefault(stage.lmm.lmm.asked(), []).append(name)
+            by_lmm.setdefault((stage.lmm.lmm.asked(), stage.lmm.on_miss), []).append(name)
     lanes: dict[str, Lane] = {}
     for names in by_lmm.values():
         runtimes = [model.stages[name].lmm for name in names]

@@ -169,6 +169,7 @@ def model_notes(model: types.Model) -> list[str]:
         notes.append(f"State: {model.state}: {model.state_reason}")
     notes += [
         f"Stage {stage.name}: {stage.runtime}, {stage.provider or 'not loaded'}, batches up to {stage.max_batch}"
+        + (f"; asks {stage.lmm} {stage.instruction}, if not stored: {stage.on_miss}" if stage.lmm else "")
         for stage in model.stages
     ]
     licence = model.licence
@@ -184,8 +185,9 @@ def _cells(score: types.Score | None) -> tuple[str, str]:
 
 
 def _shown(score: types.Score) -> str:
-    """The calibrated value; the raw one where there is none."""
-    return _number(score.calibrated) if score.calibrated is not None else f"raw {_number(score.raw, 4)}"
+    """The calibrated value; the raw one where there is none; flagged if a fallback head gave it."""
+    value = _number(score.calibrated) if score.calibrated is not None else f"raw {_number(score.raw, 4)}"
+    return f"{value} (degraded)" if score.degraded else value
 
 
 def _number(value: float | None, digits: int = 3) -> str:
