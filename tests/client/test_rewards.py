@@ -43,9 +43,10 @@ PROMPTS = ("a cat", "a", "dog")
 
 
 class Running:
-    """A server in a thread of its own, so that blocking clients can be tested; two models, ``tiny`` and ``other``."""
+    """A server in a thread of its own, so that blocking clients can be tested; two models, ``tiny`` and ``other``;
+    ``sections`` are further settings."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **sections: Any) -> None:
         write_bundle(root)
         write_bundle(root, name="other", bias=1.0)
         self._loop = asyncio.new_event_loop()
@@ -54,7 +55,7 @@ class Running:
         models = {"load": ("tiny", "other"), "directories": (root,), "default": "tiny"}
 
         async def serve() -> None:
-            async with running(make_settings(root, models=models)) as app:
+            async with running(make_settings(root, models=models, **sections)) as app:
                 self.app: App = app
                 started.set()
                 await self._stop.wait()
