@@ -160,6 +160,7 @@ class RemoteExtractor:
                     ],
                 }
             ],
+            "task": "embed",  # left out, the answer would be a state for every token
             "add_generation_prompt": True,
             "use_activation": False,
             "encoding_format": "float",

@@ -63,7 +63,7 @@ def test_each_picture_is_asked_each_question_as_a_chat() -> None:
     body = served.bodies[0]
     assert [part["type"] for part in body["messages"][0]["content"]] == ["image_url", "text"]
     assert body["model"] == "served-name"
-    assert (body["add_generation_prompt"], body["use_activation"]) == (True, False)
+    assert (body["task"], body["add_generation_prompt"], body["use_activation"]) == ("embed", True, False)
     assert body["mm_processor_kwargs"] == {"min_pixels": 1, "max_pixels": 25600}
     assert {headers["Authorization"] for headers in served.headers} == {"Bearer secret"}
 
