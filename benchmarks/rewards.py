@@ -241,11 +241,12 @@ async def faces(server: Server, album: Album, transport: Transport, requests: in
     load = Load(server, transport, album, count(), prompts=prompts, concurrency=CALLERS)
     served: list[Slice] = []
     limits: list[float] = []
-    async with transport.connect(server, CALLERS) as send:
-        await load.run(CALLERS, send, None)
-        for _ in range(rounds):
-            if limit is not None:
-                limits.append(limit.measure(2.0).rate)
+    for _ in range(rounds):
+        if limit is not None:
+            limits.append(limit.measure(2.0).rate)
+        # New connections each time: the server closes those that were idle while the limit ran.
+        async with transport.connect(server, CALLERS) as send:
+            await load.run(CALLERS, send, None)
             served.append(await load.run(requests, send, None))
     cells = [
         transport.title,

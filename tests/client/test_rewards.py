@@ -135,6 +135,12 @@ def test_pixels_travel_unchanged(url: str) -> None:
     assert from_bytes == pytest.approx(exact, abs=2e-3)  # the model sees an 8x8 thumbnail
 
 
+def test_alpha_is_laid_on_white(url: str) -> None:
+    clear = np.zeros((1, 32, 24, 4), np.uint8)
+    for images in (clear, (clear / 255).astype(np.float32).transpose(0, 3, 1, 2)):
+        assert Mix("brightness", url=url).score(images).total == pytest.approx([1.0])
+
+
 @given(st.integers(0, 255), st.sampled_from([np.float16, np.float32, np.float64]))
 def test_every_level_survives_the_way_through_floats(level: int, dtype: Any) -> None:
     picture = np.full((1, 3, 16, 16), level / 255, dtype)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import critiq
@@ -49,8 +51,8 @@ class Mix:
 
     Args:
         terms: see :data:`critiq.rewards.terms.Terms`.
-        url, timeout, retries, settings: of the :class:`critiq.Client`; ``timeout`` is how long to wait for the next
-            result. Refused or unreached calls are tried ``retries`` times, as training should outlive a restart.
+        url, timeout, retries, headers, ca_file: of the :class:`critiq.Client`; ``timeout`` is how long to wait for the
+            next result. Refused or unreached calls are tried ``retries`` times, as training should outlive a restart.
         scale: of terms that are given by name.
         window: pictures under way at once, for each model.
         on_error: ``raise`` what is wrong with a picture, or give it ``nan``. What is wrong with every picture (a model
@@ -69,17 +71,18 @@ class Mix:
         scale: Scale = "calibrated",
         timeout: float | None = 120.0,
         retries: int = 8,
+        headers: Mapping[str, str] | None = None,
+        ca_file: str | Path | None = None,
         window: int = 64,
         on_error: OnError = "raise",
         normalise: Normalise = "",
         allow_degraded: bool = False,
         priority: Priority = "interactive",
-        **settings: Any,
     ) -> None:
         _check_choice("on_error", on_error, get_args(OnError))
         _check_choice("normalise", normalise, get_args(Normalise))
         self.terms = as_terms(terms, scale)
-        self._connection = {"url": url, "timeout": timeout, "retries": retries, **settings}
+        self._connect = partial(critiq.Client, url, timeout=timeout, retries=retries, headers=headers, ca_file=ca_file)
         self._window = window
         self._on_error = on_error
         self._normalise = normalise
@@ -196,7 +199,7 @@ class Mix:
 
     def _connected(self) -> critiq.Client:
         if self._client is None or self._process != os.getpid():  # a client does not survive a fork
-            self._client = critiq.Client(**self._connection)
+            self._client = self._connect()
             self._process = os.getpid()
         return self._client
 

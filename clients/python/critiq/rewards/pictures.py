@@ -59,8 +59,6 @@ def _to_uint8(image: Any) -> NDArray[Any]:
     array = _as_numpy(image)
     if array.ndim != 3:
         raise InvalidArgument(f"an array of shape {list(array.shape)}; a picture has three axes", field="image")
-    if 4 in (array.shape[0], array.shape[2]) and array.dtype == np.uint8:
-        return array  # with alpha: the client sends it as a PNG file
     if array.dtype.kind == "f":
         array = _scaled(array)
     elif array.dtype != np.uint8:

@@ -22,14 +22,16 @@ JSON = "application/json"
 async def body(request: Request, limit: int) -> bytes:
     """The whole body; raises ``TooLarge`` as soon as it is longer than ``limit`` bytes."""
     declared = request.headers.get("content-length", "")
-    received = bytearray()
+    pieces: list[bytes] = []
+    received = 0
     if not (declared.isdigit() and int(declared) > limit):
         async for piece in request.stream():
-            received += piece
-            if len(received) > limit:
+            pieces.append(piece)
+            received += len(piece)
+            if received > limit:
                 break
         else:
-            return bytes(received)
+            return b"".join(pieces)
     raise TooLarge(f"the body has more than {limit} bytes; send fewer pictures at once", field="body")
 
 
