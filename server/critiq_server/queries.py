@@ -55,11 +55,20 @@ class StageSignature:
 
 
 def worth_fetching(served: ServedModel, query: Query) -> frozenset[str]:
-    """The stages whose outputs scoring ``query`` will need: those of LMMs, or else all that end in a score."""
+    """The stages whose outputs scoring the picture will need: those of LMMs, or else all that end in a score.
+
+    Without a prompt, the questions to LMMs that do not quote one. Raises as scoring does, if there are none.
+    """
     manifest = served.model.manifest
-    scored = [judgement.dimension.stage for judgement in dimensions_of(served, query.target, query.prompt)]
-    features = {name for stage in scored for name in manifest.lmm_stages(stage)}
-    return frozenset(features or scored)
+    names = query.target.dimensions or served.model.judgements
+    asked = {
+        stage
+        for name, judgement in served.model.judgements.items()
+        if name in names
+        for stage in manifest.lmm_stages(judgement.dimension.stage)
+        if query.prompt or "prompt" not in manifest.roots(stage)
+    }
+    return frozenset(asked or [entry.dimension.stage for entry in dimensions_of(served, query.target, query.prompt)])
 
 
 def dimensions_of(served: ServedModel, target: Target, prompt: str) -> Sequence[Judgement]:

@@ -216,8 +216,10 @@ class Service:
             raise query
         self._darkroom.picture(query.image)
         prompt = normalise(query.prompt, self.settings.limits.prompt_bytes)
-        with self.registry.lease(query.target.model, query.target.version):
-            return replace(query, prompt=prompt, priority=Priority.BULK)
+        query = replace(query, prompt=prompt, priority=Priority.BULK)
+        with self.registry.lease(query.target.model, query.target.version) as served:
+            worth_fetching(served, query)
+        return query
 
     async def _fetch(self, queries: Sequence[Query], holding: ExitStack) -> None:
         """Computes the features of ``queries``; nobody waits, so failures are only counted."""

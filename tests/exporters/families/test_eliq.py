@@ -189,6 +189,10 @@ async def test_features_that_were_fetched_ahead_are_not_asked_again(place: Place
         found = [[score.raw for score in await client.score(*pair)] for pair in pairs]
         np.testing.assert_allclose(found, expected_scores(place), atol=1e-3)
         assert batch_sizes(app, "sum") == asked
+        # Without a prompt, what can be asked without one.
+        assert (await client.prefetch([drawn_pictures(9)[8]])).accepted == 1
+        await until(lambda: app.metrics.registry.get_sample_value("critiq_prefetched_total", fetched) == 4)
+        assert batch_sizes(app, "sum") == asked + 2
 
 
 SERVE_STORED = """
