@@ -23,6 +23,7 @@ from critiq_server.engine.demand import Demand
 from critiq_server.features.records import Features
 from critiq_server.runtime.lmm.base import Extractor, Instruction
 from critiq_server.runtime.lmm.stage import Question, answer
+from critiq_server.telemetry.faults import internal
 
 Queue = Batcher[Question, Features]
 MakeQueue = Callable[[str, Callable[[list[Question]], Sequence[Features | CritiqError]], int, int], Queue]
@@ -49,6 +50,30 @@ class Lane:
         await self.queue.close()
 
 
+def answer_all(extractor: Extractor, questions: Sequence[Question]) -> Sequence[Features | CritiqError]:
+    """Answers in one go; if that fails, picture by picture, so that one bad picture never fails its neighbours.
+
+    In a worker thread. Raises what a batch of a single picture raises.
+    """
+    try:
+        return answer(extractor, questions)
+    except Exception:
+        pictures = {id(question.picture) for question in questions}
+        if len(pictures) == 1:
+            raise
+    found: list[Features | CritiqError] = [{}] * len(questions)
+    for picture in pictures:
+        numbers = [number for number, question in enumerate(questions) if id(question.picture) == picture]
+        try:
+            outcomes: Sequence[Features | CritiqError] = answer(extractor, [questions[number] for number in numbers])
+        except Exception as error:
+            failure = error if isinstance(error, CritiqError) else internal("asking an LMM", error)
+            outcomes = [failure] * len(numbers)
+        for number, outcome in zip(numbers, outcomes, strict=True):
+            found[number] = outcome
+    return found
+
+
 def open_lanes(model: LoadedModel, make: MakeQueue) -> dict[str, Lane]:
     """A lane for every stage of ``model`` that computes features; those that ask one LMM share its queue."""
     by_lmm: dict[tuple[Backbone, OnMiss], list[str]] = {}
@@ -62,7 +87,7 @@ def open_lanes(model: LoadedModel, make: MakeQueue) -> dict[str, Lane]:
         assert first is not None and first.extractor is not None  # noqa: S101, PT018 - chosen so above
         # Where nothing is gained by it, no question shares a call with another, whose failure would be its own.
         size = sum(model.stages[name].spec.max_batch for name in names) if first.extractor.gathers else 1
-        queue = make(names[0], partial(answer, first.extractor), size, first.extractor.concurrency)
+        queue = make(names[0], partial(answer_all, first.extractor), size, first.extractor.concurrency)
         lanes |= {
             name: Lane(queue, first.extractor, runtime.instruction)
             for name, runtime in zip(names, runtimes, strict=True)
