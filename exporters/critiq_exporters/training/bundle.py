@@ -106,6 +106,28 @@ class BundleScorer:
         return np.array([values], dtype=np.int64)
 
 
+def copied_parts(bundle: Path, staging: Path, dimension: str) -> Parts:
+    """Copies the stages behind ``dimension`` of the bundle at ``bundle``, with their tokenizers, into ``staging``.
+
+    Raises ``FileNotFoundError`` where there is no bundle, ``ValueError`` where it has no such dimension.
+    """
+    manifest = Manifest.model_validate_json((bundle / MANIFEST_FILE).read_text("utf-8"))
+    dimensions = [item for item in manifest.dimensions if item.name == dimension]
+    if not dimensions:
+        known = ", ".join(item.name for item in manifest.dimensions)
+        raise ValueError(f"{bundle} has no dimension {dimension!r} to take over; it has {known}")
+    wanted = {dimensions[0].stage}
+    for stage in reversed(manifest.stages):  # a stage comes after those that it reads
+        if stage.name in wanted:
+            wanted |= {item.stage for item in stage.inputs.values() if isinstance(item, StageInput)}
+    stages = [stage for stage in manifest.stages if stage.name in wanted]
+    prompts = [item for stage in stages for item in stage.inputs.values() if isinstance(item, PromptInput)]
+    tokenizers = {item.tokenizer: manifest.tokenizers[item.tokenizer] for item in prompts}
+    for name in [*(stage.graph for stage in stages if stage.graph), *(item.file for item in tokenizers.values())]:
+        shutil.copyfile(bundle / name, staging / name)
+    return Parts(stages, dimensions, tokenizers)
+
+
 def write_bundle(
     folder: Path, staging: Path, parts: list[Parts], *, version: str, command: str, notes: str
 ) -> Manifest:

@@ -31,7 +31,11 @@ def builtin(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
     workers: Annotated[int, typer.Option(help="Processes that make samples.")] = 2,
-    rounds: Annotated[int, typer.Option(help="How often each picture is spoilt anew.")] = 1,
+    rounds: Annotated[int, typer.Option(help="How often each picture is spoilt anew; 10 GB of WORK each.")] = 2,
+    passes: Annotated[float, typer.Option(help="How often the damage network sees each sample.")] = 0.7,
+    pictures: Annotated[
+        int | None, typer.Option(help="At most so many pictures of each training set; default: all.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the intermediate files of a stopped run.")
     ] = False,
@@ -39,16 +43,33 @@ def builtin(
         bool, typer.Option("--quick", help="Under a minute, on a few pictures: to see that it works.")
     ] = False,
     text_encoder: Annotated[Path | None, typer.Option(help="Folder of all-MiniLM-L6-v2, if not installed.")] = None,
+    alignment_from: Annotated[
+        Path | None,
+        typer.Option(help="Bundle whose alignment side is taken over instead of training one.", exists=True),
+    ] = None,
     visual_only: Annotated[bool, typer.Option("--visual-only", help="Leave the alignment side out.")] = False,
 ) -> None:
     """Train the built-in model from scratch and write its bundle."""
     from critiq_exporters.training.builtin import Plan, train_builtin
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    plan = Plan(rounds=rounds, workers=workers, with_alignment=not visual_only, text_encoder=text_encoder)
-    plan = replace(plan, settings=replace(plan.settings, seed=seed))
+    if visual_only and alignment_from:
+        raise typer.BadParameter("--visual-only leaves out what --alignment-from asks for: give one of them")
+    plan = Plan(
+        rounds=rounds,
+        workers=workers,
+        per_population=pictures,
+        with_alignment=not visual_only,
+        text_encoder=text_encoder,
+        alignment_from=alignment_from,
+    )
+    plan = replace(plan, damage=replace(plan.damage, passes=passes)).seeded(seed)
+    options = {"--rounds": rounds, "--passes": passes, "--seed": seed, "--pictures": pictures}
+    numbers = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     flags = [name for name, on in (("--quick", quick), ("--visual-only", visual_only)) if on]
-    command = shlex.join(["critiq-train", "builtin", "--rounds", str(rounds), "--seed", str(seed), *flags])
+    # Not the path itself, which says nothing on another machine.
+    taken = ["--alignment-from", "BUNDLE"] if alignment_from else []
+    command = shlex.join(["critiq-train", "builtin", *numbers, *flags, *taken])
     manifest = train_builtin(
         data,
         work or out.with_name(out.name + ".work"),

@@ -12,17 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from critiq_exporters.training.damage import DAMAGE, HIDDEN, NUMBERS, DamageNetwork
 from critiq_exporters.training.features import GROUPS, PictureFeatures
 from critiq_exporters.training.typicality import Typicality
 
 WIDTH = 128
-"""Length h of the embeddings; the last entry is the typicality of the aspect."""
+"""Length h of the embeddings; the last two entries are the damage network's log-odds and the aspect's typicality."""
 MODEL_WIDTH = 64
 ATTENTION_HEADS = 4
-INPUT_NOISE = 0.6
+INPUT_NOISE = 0.3
 """Spread of the noise on standardised features during training: unseen styles lie a little off the seen ones."""
 TYPICAL_WEIGHT = 2.0
 """Of the typicality against the learned penalty: on sound pictures typicality decides, on spoilt ones the penalty."""
+DAMAGE_WEIGHT = 0.7
+"""Of the damage network's own log-odds, which count even where a picture looks nearly sound."""
+
+LENGTHS = {**GROUPS, "damage": DAMAGE}
+"""Length of each group of features that aspects may read: those of the frozen network, and the damage network's."""
+
+SPOILT = HIDDEN + NUMBERS.index("spoilt")
+SPOILT_LIMIT = 12.0
 
 Groups = dict[str, Tensor]
 
@@ -35,8 +44,8 @@ class AspectGroups:
     typical: tuple[str, ...]
 
 
-TECHNICAL = AspectGroups(learned=("statistics", "texture"), typical=("statistics", "texture"))
-AESTHETIC = AspectGroups(learned=("statistics", "layout"), typical=("layout", "content"))
+TECHNICAL = AspectGroups(learned=("statistics", "texture", "damage"), typical=("statistics", "texture"))
+AESTHETIC = AspectGroups(learned=("statistics", "layout", "damage"), typical=("layout", "content"))
 """Exposure and colour are in the statistics; the content features, the longest, would only be learned by heart."""
 
 
@@ -46,7 +55,7 @@ class Aspect(nn.Module):
     def __init__(self, groups: AspectGroups, populations: int, dropout: float = 0.3) -> None:
         super().__init__()
         self.groups = groups
-        length = sum(GROUPS[name] for name in groups.learned)
+        length = sum(LENGTHS[name] for name in groups.learned)
         self.register_buffer("mean", torch.zeros(length))
         self.register_buffer("scale", torch.ones(length))
         self.mean: Tensor
@@ -54,7 +63,7 @@ class Aspect(nn.Module):
         self.typicality = nn.ModuleDict({name: Typicality(GROUPS[name], populations) for name in groups.typical})
         self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Linear(length, WIDTH)
-        self.output = nn.Linear(WIDTH, WIDTH - 1)
+        self.output = nn.Linear(WIDTH, WIDTH - 2)
 
     def forward(self, features: Groups) -> Tensor:
         return self.embed(features, self.typical(features))
@@ -65,7 +74,8 @@ class Aspect(nn.Module):
         if self.training:
             standard = standard + INPUT_NOISE * torch.randn_like(standard)
         hidden = F.gelu(self.hidden(self.dropout(standard.clamp(-8.0, 8.0))))
-        return torch.cat([torch.tanh(self.output(hidden)), typical[:, None]], 1)
+        spoilt = features["damage"][:, SPOILT : SPOILT + 1].clamp(-SPOILT_LIMIT, SPOILT_LIMIT)
+        return torch.cat([torch.tanh(self.output(hidden)), spoilt, typical[:, None]], 1)
 
     def typical(self, features: Groups) -> Tensor:
         """Mean typicality over the groups, ``[batch]``."""
@@ -89,7 +99,8 @@ class VisualHead(nn.Module):
     """Embeddings ``[batch, WIDTH]`` to the visual quality score ``[batch]`` (eq. 9-15), unbounded, higher is better.
 
     Beside it stand the scores of the two aspects alone, ``[batch]`` each: the log-probability that the aspect is high,
-    at most 0. The typicalities reach every score directly: what the losses teach comes on top of them.
+    at most 0. Typicalities and the damage network's log-odds reach the scores directly: what the losses teach comes on
+    top of them.
     """
 
     def __init__(self) -> None:
@@ -108,7 +119,7 @@ class VisualHead(nn.Module):
     def forward(self, technical: Tensor, aesthetic: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         learned = self.learned(technical, aesthetic)
         technical_odds, aesthetic_odds = self.odds(technical, aesthetic)
-        return learned + typical(technical, aesthetic), F.logsigmoid(technical_odds), F.logsigmoid(aesthetic_odds)
+        return learned + direct(technical, aesthetic), F.logsigmoid(technical_odds), F.logsigmoid(aesthetic_odds)
 
     def learned(self, technical: Tensor, aesthetic: Tensor) -> Tensor:
         """The part of the visual score that the ranking losses teach, ``[batch]``: 0 or less.
@@ -136,9 +147,10 @@ class VisualHead(nn.Module):
         return technical_odds, aesthetic_odds
 
 
-def typical(technical: Tensor, aesthetic: Tensor) -> Tensor:
-    """What typicality adds to the visual score, ``[batch]``."""
-    return TYPICAL_WEIGHT * 0.5 * (technical[:, -1] + aesthetic[:, -1])
+def direct(technical: Tensor, aesthetic: Tensor) -> Tensor:
+    """What typicality and the damage network add to the visual score without the head, ``[batch]``."""
+    typical = TYPICAL_WEIGHT * 0.5 * (technical[:, -1] + aesthetic[:, -1])
+    return typical - DAMAGE_WEIGHT * F.softplus(0.5 * (technical[:, -2] + aesthetic[:, -2]))
 
 
 class EncoderLayer(nn.Module):
@@ -167,11 +179,14 @@ class EncoderLayer(nn.Module):
 class QualityEncoder(nn.Module):
     """The first stage: views (see ``PictureFeatures``) to the technical and the aesthetic embedding."""
 
-    def __init__(self, features: PictureFeatures, aspects: Aspects) -> None:
+    def __init__(self, features: PictureFeatures, damage: DamageNetwork, aspects: Aspects) -> None:
         super().__init__()
         self.features = features
+        self.damage = damage
         self.aspects = aspects
 
     def forward(self, windows: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-        technical, aesthetic = self.aspects(self.features(windows, whole))
+        groups, maps = self.features(windows, whole)
+        groups["damage"] = self.damage(windows, maps)
+        technical, aesthetic = self.aspects(groups)
         return technical, aesthetic

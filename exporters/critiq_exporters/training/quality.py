@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from critiq_exporters.training.features import GROUPS
-from critiq_exporters.training.network import AESTHETIC, TECHNICAL, Aspects, VisualHead, typical
-from critiq_exporters.training.samples import CLEAN, MIXED, Samples
+from critiq_exporters.training.network import AESTHETIC, TECHNICAL, Aspects, VisualHead, direct
+from critiq_exporters.training.samples import CLEAN, MIXED, WATCHED, Samples
 from critiq_exporters.training.sources import Source
 
 PRISTINE = ("cid22", "coco_mini", "nanobanana_picotrex")
@@ -31,7 +31,7 @@ SPOILT_LEVEL = 3
 class Settings:
     """What a training run may vary; the defaults made the shipped bundle."""
 
-    steps: int = 900
+    steps: int = 500
     batch: int = 32
     """Source pictures a step, each with its nine samples."""
     rate: float = 1e-3
@@ -73,15 +73,19 @@ class Table:
     """Row numbers ``[bases, samples of a base]``, the clean one first."""
     population: NDArray[np.str_]
     """Population of each row's source."""
+    source: NDArray[np.int64]
+    """Index of each row's source."""
 
 
-def tabulate(rounds: list[Samples], sources: list[Source]) -> Table:
-    """One table of all rounds."""
+def tabulate(rounds: list[Samples], damage: list[NDArray[np.float16]] | None, sources: list[Source]) -> Table:
+    """One table of all files of samples, with what the damage network says of each file's (left out where null)."""
     variants = [item for one in rounds for item in one.variants]
     starts = [row for row, item in enumerate(variants) if item.kind == CLEAN]
     size = len(variants) // len(starts)
     families = {name: number for number, name in enumerate(sorted({item.family for item in variants}))}
     features = {name: torch.from_numpy(np.concatenate([one.features[name] for one in rounds])) for name in GROUPS}
+    if damage is not None:
+        features["damage"] = torch.from_numpy(np.concatenate(damage))
     return Table(
         features=features,
         level=torch.tensor([item.level for item in variants], dtype=torch.float32),
@@ -91,25 +95,31 @@ def tabulate(rounds: list[Samples], sources: list[Source]) -> Table:
         family=torch.tensor([-1 if item.family == MIXED else families[item.family] for item in variants]),
         groups=torch.tensor([list(range(start, start + size)) for start in starts]),
         population=np.array([sources[item.source].population for item in variants]),
+        source=np.array([item.source for item in variants]),
     )
 
 
 def train_visual(
-    table: Table, roles: dict[str, str], settings: Settings, *, quiet: bool = False
+    table: Table, comparable: Table, roles: dict[str, str], settings: Settings, *, quiet: bool = False
 ) -> tuple[VisualModel, list[float]]:
-    """A model trained on ``table`` and its loss curve. ``roles`` maps populations to their role."""
+    """A model trained on ``table`` and its loss curve. ``roles`` maps populations to their role.
+
+    Typicality is fitted on ``comparable``, samples of harmonised pictures: only there may sets be compared.
+    The pictures that are watched take no part in the ranking, so that their scores can be looked at afterwards.
+    """
     torch.manual_seed(settings.seed)
     model = VisualModel()
-    fit_statistics(model.aspects, table, roles)
+    fit_statistics(model.aspects, table, comparable, roles)
     known = _typicalities(model.aspects, table.features)
     optimiser = torch.optim.AdamW(model.parameters(), settings.rate, weight_decay=settings.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.rate, settings.steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(settings.seed)
+    groups = table.groups[table.source[table.groups[:, 0]] % WATCHED != 0]
     curve: list[float] = []
     model.train()
     for _ in tqdm(range(settings.steps), desc="visual quality", disable=quiet, mininterval=5):
-        chosen = torch.randint(len(table.groups), (settings.batch,), generator=generator)
-        loss = _loss(model, table, known, table.groups[chosen], settings)
+        chosen = torch.randint(len(groups), (settings.batch,), generator=generator)
+        loss = _loss(model, table, known, groups[chosen], settings)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -119,18 +129,18 @@ def train_visual(
     return model.eval(), curve
 
 
-def fit_statistics(aspects: Aspects, table: Table, roles: dict[str, str]) -> None:
-    """Normalisers and typicalities, from the undamaged pictures and, as a contrast, the clearly degraded ones."""
-    level = table.level.numpy()
+def fit_statistics(aspects: Aspects, table: Table, comparable: Table, roles: dict[str, str]) -> None:
+    """Normalisers of ``table``; typicalities of ``comparable``, from its undamaged and its clearly spoilt pictures."""
+    level, population = comparable.level.numpy(), comparable.population
     clean = level == 0
-    role = np.array([roles[name] for name in table.population])
+    role = np.array([roles[name] for name in population])
     for aspect in (aspects.technical, aspects.aesthetic):
         together = torch.cat([table.features[name].float() for name in aspect.groups.learned], 1)[table.level == 0]
         aspect.mean.copy_(together.mean(0))
         aspect.scale.copy_(together.std(0) + 1e-3)
         for name in aspect.groups.typical:
-            values = table.features[name].numpy().astype(np.float32)
-            pristine = [values[clean & (table.population == population)] for population in PRISTINE]
+            values = comparable.features[name].numpy().astype(np.float32)
+            pristine = [values[clean & (population == wanted)] for wanted in PRISTINE]
             early = values[clean & (role == "early")]
             spoilt = values[(level >= SPOILT_LEVEL)]
             recent = values[clean & (role == "generation")]
@@ -168,7 +178,7 @@ def _loss(model: VisualModel, table: Table, known: Tensor, groups: Tensor, setti
     technical = model.aspects.technical.embed(features, known[rows, 0])
     aesthetic = model.aspects.aesthetic.embed(features, known[rows, 1])
     learned = model.head.learned(technical, aesthetic)
-    score = (learned + typical(technical, aesthetic)).reshape(groups.shape)
+    score = (learned + direct(technical, aesthetic)).reshape(groups.shape)
     level = table.level[groups]
     loss = _ranking(score, level, settings)
     loss = loss + settings.order * _order(score, level, table.family[groups], settings.margin)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,11 +16,13 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from critiq_exporters.training.degradations import Kind, Pixels, degrade, names
-from critiq_exporters.training.features import GROUPS, Extractor
-from critiq_exporters.training.sources import Source, harmonised, read
+from critiq_exporters.training.features import GROUPS, MAPS, WINDOWS, Extractor
+from critiq_exporters.training.sources import Source, harmonised, read, varied
 
 CLEAN = "clean"
 MIXED = "mixed"
+WATCHED = 16
+"""Every so many-th source picture is left out of training and watched: what is learned by heart does not help there."""
 _CHUNK = 64
 
 
@@ -34,15 +36,22 @@ class Variant:
     kind: str
     level: int
     similarity: float
-    """Gradient similarity to the clean base (1 = the same); NaN where shapes moved."""
+    """Gradient similarity to the clean base (1 = the same); NaN for aesthetic changes."""
+    closeness: float
+    """Peak signal-to-noise ratio against the base in decibels, at most 50; NaN for aesthetic changes."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Features float16 ``[samples, GROUPS[name]]`` by group, and what each sample is."""
+    """One file of samples: features by group, pixels and maps by name, and what each sample is."""
 
     features: dict[str, NDArray[np.float16]]
+    """``[samples, GROUPS[name]]``."""
+    views: dict[str, NDArray[Any]]
+    """``WINDOWS`` and ``MAPS`` as ``Extractor`` gives them, left on disk until they are read."""
     variants: list[Variant]
+    number: int
+    """Of the round, from 0."""
 
 
 def make_rounds(
@@ -51,8 +60,9 @@ def make_rounds(
     """For each round and source one clean base and nine spoilt variants, extracted or read back from ``folder``.
 
     ``graph`` is what ``save_extractor`` wrote. Each round draws other sizes, families and levels; the same seed and
-    number draw the same, whatever the workers. Files hold some pictures each and are written under a temporary name
-    first, so that a stopped run goes on.
+    number draw the same, whatever the workers. The bases of the first round are ``harmonised``, so that sets can be
+    compared, those of later rounds ``varied``. Files hold some pictures each (0.9 MB a sample) and are written under
+    a temporary name first, so that a stopped run goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
@@ -84,26 +94,29 @@ def _make_chunk(job: _Job) -> Path:
         return path
     extractor = Extractor(job.graph)
     variants: list[Variant] = []
-    parts: list[dict[str, NDArray[np.float16]]] = []
+    parts: list[dict[str, NDArray[Any]]] = []
     for index, source in enumerate(job.sources, job.start):
         rng = np.random.default_rng([job.seed, job.number, index])
-        made = _variants(index, read(source), rng)
+        base = harmonised(read(source), rng) if job.number == 0 else varied(read(source), rng)
+        made = _variants(index, base, rng)
         variants += [variant for variant, _ in made]
         parts.append(extractor([pixels for _, pixels in made]))
+    for name in (WINDOWS, *MAPS):
+        np.save(_beside(path, name), np.concatenate([part.pop(name) for part in parts]))
     features = {name: np.concatenate([part[name] for part in parts]) for name in GROUPS}
     temporary = path.with_suffix(".partial.npz")
     np.savez(temporary, **features, **_columns(variants))  # type: ignore[arg-type]
-    temporary.rename(path)
+    temporary.rename(path)  # last: the file stands for all of them
     return path
 
 
 def load_chunk(path: Path) -> Samples:
-    """Reads a file of samples back."""
+    """Reads a file of samples back; pixels and maps stay on disk until they are used."""
+    number = int(path.name.split("-")[1])
+    views = {name: np.load(_beside(path, name), mmap_mode="r", allow_pickle=False) for name in (WINDOWS, *MAPS)}
     with np.load(path, allow_pickle=False) as file:
-        columns = zip(
-            *(file[name].tolist() for name in ("source", "family", "kind", "level", "similarity")), strict=True
-        )
-        return Samples({name: file[name] for name in GROUPS}, [Variant(*row) for row in columns])
+        columns = zip(*(file[item.name].tolist() for item in fields(Variant)), strict=True)
+        return Samples({name: file[name] for name in GROUPS}, views, [Variant(*row) for row in columns], number)
 
 
 def gradient_similarity(clean: Pixels, spoilt: Pixels) -> float:
@@ -119,9 +132,18 @@ def gradient_similarity(clean: Pixels, spoilt: Pixels) -> float:
     return 1.0 - float(similarity.std())
 
 
-def _variants(index: int, picture: Pixels, rng: np.random.Generator) -> list[tuple[Variant, Pixels]]:
+def closeness(clean: Pixels, spoilt: Pixels) -> float:
+    """Peak signal-to-noise ratio in decibels over all colours, at most 50."""
+    error = float(np.square(clean.astype(np.float32) - spoilt).mean())
+    return min(50.0, 10 * float(np.log10(255**2 / max(error, 1e-3))))
+
+
+def _beside(path: Path, name: str) -> Path:
+    return path.with_name(f"{path.stem}-{name}.npy")
+
+
+def _variants(index: int, base: Pixels, rng: np.random.Generator) -> list[tuple[Variant, Pixels]]:
     """The base; per kind one family at two levels; one more technical and one more generative family; a mixture."""
-    base = harmonised(picture, rng)
     plan: list[tuple[Kind, str, int]] = []
     kinds: tuple[Kind, ...] = ("technical", "aesthetic", "generative")
     for kind in kinds:
@@ -130,23 +152,21 @@ def _variants(index: int, picture: Pixels, rng: np.random.Generator) -> list[tup
         plan += [(kind, str(chosen[0]), int(low)), (kind, str(chosen[0]), int(high))]
         if kind != "aesthetic":
             plan.append((kind, str(chosen[1]), int(rng.integers(1, 6))))
-    result = [(Variant(index, CLEAN, CLEAN, 0, 1.0), base)]
+    result = [(Variant(index, CLEAN, CLEAN, 0, 1.0, 50.0), base)]
     for kind, family, level in plan:
         spoilt = degrade(base, family, level, rng)
-        similarity = gradient_similarity(base, spoilt) if kind != "aesthetic" else float("nan")
-        result.append((Variant(index, family, kind, level, similarity), spoilt))
+        measured = (float("nan"),) * 2 if kind == "aesthetic" else _measured(base, spoilt)
+        result.append((Variant(index, family, kind, level, *measured), spoilt))
     first, second = (str(name) for name in rng.permutation(names("technical"))[:2])
     levels = rng.integers(1, 5, 2)
     mixed = degrade(degrade(base, first, int(levels[0]), rng), second, int(levels[1]), rng)
-    result.append((Variant(index, MIXED, "technical", int(levels.max()), gradient_similarity(base, mixed)), mixed))
+    result.append((Variant(index, MIXED, "technical", int(levels.max()), *_measured(base, mixed)), mixed))
     return result
 
 
+def _measured(base: Pixels, spoilt: Pixels) -> tuple[float, float]:
+    return gradient_similarity(base, spoilt), closeness(base, spoilt)
+
+
 def _columns(variants: list[Variant]) -> dict[str, NDArray[Any]]:
-    return {
-        "source": np.array([item.source for item in variants]),
-        "family": np.array([item.family for item in variants]),
-        "kind": np.array([item.kind for item in variants]),
-        "level": np.array([item.level for item in variants]),
-        "similarity": np.array([item.similarity for item in variants]),
-    }
+    return {item.name: np.array([getattr(variant, item.name) for variant in variants]) for item in fields(Variant)}

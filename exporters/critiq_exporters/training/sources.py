@@ -85,6 +85,26 @@ def harmonised(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     return encoded(resized, "JPEG", quality=int(rng.integers(80, 97)))
 
 
+def varied(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """The picture at any size from 320 pixels to its own, mirrored or not, with one of several histories.
+
+    For learning to see damage, where a set's usual size must not be the only one seen: the other treatment, for
+    comparing sets with one another, is ``harmonised``. Half the pictures are saved anew as JPEG, a quarter as WebP.
+    """
+    height, width = pixels.shape[:2]
+    smallest = max(320 / max(height, width), 224 / min(height, width))
+    factor = float(rng.uniform(min(smallest, 1.0), 1.0)) if smallest < 1 else smallest
+    image = Image.fromarray(pixels).resize(
+        (round(width * factor), round(height * factor)),
+        Image.Resampling.LANCZOS if rng.random() < 0.5 else Image.Resampling.BICUBIC,
+    )
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+    history, quality = rng.random(), int(rng.integers(78, 98))
+    if history < 0.75:
+        return encoded(np.asarray(mirrored), "JPEG" if history < 0.5 else "WEBP", quality=quality)
+    return np.asarray(mirrored)
+
+
 def _all(data: Path, populations: dict[str, Role]) -> list[Source]:
     found: list[Source] = []
     for population, role in populations.items():
