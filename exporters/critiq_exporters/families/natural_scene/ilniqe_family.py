@@ -28,7 +28,7 @@ CARD = Card(
     paper="Zhang et al., IEEE TIP 2015",
     code_licence="Apache-2.0, our own",
     weights="the authors' `templateModel.mat` (check their terms), or fitted",
-    memory="10 MB of parameters and filters; on a CPU 1.5 GB, in double precision",
+    memory="38 MB of parameters and filters; on a CPU 1.6 GB, in double precision",
 )
 
 
