@@ -199,6 +199,7 @@ def test_parameters_that_do_not_fit_are_refused(features: Array, tmp_path: Path)
         load(tmp_path / "bad.mat")
 
 
+@pytest.mark.slow
 def test_fitted_models_find_the_pictures_they_were_fitted_on_natural() -> None:
     pictures = [textured(seed) for seed in range(8)]
     noise = np.random.default_rng(5).integers(0, 256, (200, 260, 3), np.uint8)

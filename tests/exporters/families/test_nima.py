@@ -166,6 +166,7 @@ def test_what_is_missing_unknown_or_wrongly_shaped_is_listed(layout: str) -> Non
     assert f"{group}.weight is [5, 20], should be [10, " in message
 
 
+@pytest.mark.slow
 def test_a_bundle_is_served_with_both_dimensions(tmp_path: Path) -> None:
     checkpoint = tmp_path / "mobile.pth"
     torch.save(filled(mobilenet(own=True)).state_dict(), checkpoint)
