@@ -24,6 +24,8 @@ from critiq_server.telemetry.faults import internal
 ERROR_KEY = "critiq-error-bin"
 RETRY_KEY = "grpc-retry-pushback-ms"
 
+_ENDLESS = 2**31 - 1
+
 Context = grpc.aio.ServicerContext[Any, Any]
 M = TypeVar("M", bound=Message)
 Unary = Callable[[M, float | None], Awaitable[Message]]
@@ -44,6 +46,10 @@ class GrpcFace:
                 ("grpc.max_receive_message_length", 2 * limit),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                # From 1,000 calls that wait to be picked up gRPC resets some at random, with no reason that a caller
+                # could act on. Ours is the gate that refuses, with a hint.
+                ("grpc.server.max_pending_requests", _ENDLESS),
+                ("grpc.server.max_pending_requests_hard_limit", _ENDLESS),
             ]
         )
         self._add_services()
