@@ -71,7 +71,7 @@ def test_a_bundle_serves_pictures_of_several_sizes(tmp_path: Path) -> None:
     command = ["cnn-iqa", "--checkpoint", str(checkpoint), "--out", str(models), "--count", "6", "--max-batch", "3"]
     assert main([*command, "--better", "lower"]) == 0
     network = build(read_state(checkpoint))
-    pictures = [*drawn_pictures(8)[4:], np.zeros((20, 30, 3), np.uint8), np.full((40, 4000, 3), 99, np.uint8)]
+    pictures = [*drawn_pictures(8)[4:], np.zeros((20, 30, 3), np.uint8), np.full((150, 2900, 3), 99, np.uint8)]
     with torch.inference_mode():
         expected = [float(network(torch.from_numpy(np.stack([apply_view(picture, VIEW)])))) for picture in pictures]
     assert len(set(expected)) > 4
