@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import pickle
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -297,6 +299,29 @@ def test_it_goes_to_workers_by_pickle(url: str) -> None:
     assert pickle.loads(pickle.dumps(mix)).score(uint8()).total == BRIGHT  # noqa: S301
     mix.close()
     assert mix.score(uint8()).total == BRIGHT
+
+
+FORK = """
+import os, sys
+import numpy as np
+from critiq.rewards import Mix
+mix = Mix("brightness", url=sys.argv[1], timeout=20)
+pictures = np.full((2, 32, 32, 3), 51, np.uint8)
+mix.score(pictures)
+child = os.fork()
+print(mix.score(pictures).total, flush=True)
+if child == 0:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.parametrize("transport", ["grpc", "http"])
+def test_it_survives_a_fork(server: Running, transport: str) -> None:
+    command = [sys.executable, "-c", FORK, server.url(transport)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split("\n")[:2] == ["[0.2, 0.2]"] * 2
 
 
 def test_flow_grpo_and_ddpo(url: str) -> None:
