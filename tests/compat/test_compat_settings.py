@@ -74,3 +74,13 @@ async def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         compat = {"pickle": {"listeners": [f"{port}=bright"]}}
         with pytest.raises(StartError, match=rf"{port} .*compat.pickle.listeners {port}=bright"):
             await App(make_settings(tmp_path, compat=compat)).start()
+
+
+def test_the_settings_in_the_documentation_can_be_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text()
+    config = tmp_path / "critiq.yaml"
+    config.write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    compat = load_settings(config).compat
+    assert compat.pickle.listeners == ("18086=quality", "18085=match")
+    assert set(compat.rewards) == {"quality", "match", "looks"}
+    assert all(getattr(compat, face).enabled for face in ("pickle", "flow_factory", "unirl", "cosmos"))
