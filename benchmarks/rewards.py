@@ -247,9 +247,8 @@ async def faces(server: Server, load: Load, transport: Transport, requests: int,
     for _ in range(rounds):
         if limit is not None:
             limits.append(limit.measure(2.0))
-        # New connections each time: the server closes those that were idle while the limit ran.
+        # New connections each time: the server closes those that were idle for some seconds.
         async with transport.connect(server, CALLERS) as send:
-            await load.run(CALLERS, send, None)
             served.append(await load.run(requests, send, None))
     cells = [
         transport.title,
