@@ -86,7 +86,7 @@ def builtin(
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Directory of a bundle.", exists=True, file_okay=False)],
     data: _DATA = Path("../shared/data"),
-    limit: Annotated[int | None, typer.Option(help="At most so many pictures of each set.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="At most so many pictures of each set.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the degradations.")] = 7,
 ) -> None:
     """Print the figures of the model card for a bundle, through onnxruntime."""
