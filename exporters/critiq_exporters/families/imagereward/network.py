@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from critiq_exporters.families.blip import Attention, PictureTower
 from critiq_exporters.families.clip.heads import perceptron
 from critiq_exporters.families.clip.network import attend
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw rewards, as published: the score is (reward - mean) / std."""
-_CHANNEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CHANNEL_STD = (0.26862954, 0.26130258, 0.27577711)
 _BLOCKED = -1e4
 _HEAD_WIDTH = 64
 
@@ -50,35 +49,16 @@ class ImageReward(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.picture = PictureTower(shape)
+        self.picture = Picture(shape)
         self.reward = Reward(shape)
 
 
-class PictureTower(nn.Module):
+class Picture(PictureTower):
     """Stage: pixels to features of the patches, with one for the whole before them."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, shape.width, shape.patch, shape.patch)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, shape.width))
-        self.positions = nn.Parameter(torch.zeros(1, (shape.image // shape.patch) ** 2 + 1, shape.width))
-        self.blocks = nn.ModuleList(_PictureBlock(shape) for _ in range(shape.layers))
-        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
-        self.register_buffer("mean", torch.tensor(_CHANNEL_MEAN).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_CHANNEL_STD).reshape(3, 1, 1), persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 RGB ``[batch, image, image, 3]`` to float32 ``[batch, 1 + patches, width]``."""
-        x = (pixels.permute(0, 3, 1, 2).to(torch.float32) / 255 - self.mean) / self.std
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
-        for block in self.blocks:
-            x = block(x)
-        features: Tensor = self.norm(x)
-        return features
+        blocks = (_PictureBlock(shape) for _ in range(shape.layers))
+        super().__init__(shape.image, shape.patch, shape.width, blocks, eps=1e-6)
 
 
 class Reward(nn.Module):
@@ -93,7 +73,7 @@ class Reward(nn.Module):
         self.head = perceptron(shape.text_width)
 
     def forward(self, picture: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """``picture`` as :class:`PictureTower` gives it, int64 ids and mask ``[batch, length]``, to ``[batch]``."""
+        """``picture`` as :class:`Picture` gives it, int64 ids and mask ``[batch, length]``, to ``[batch]``."""
         at = torch.arange(ids.shape[1], device=ids.device)
         x = self.norm(self.words(ids) + self.positions(at))
         padding = (1 - mask.to(x.dtype))[:, None, None] * _BLOCKED
@@ -127,8 +107,8 @@ class _TextLayer(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         width = shape.text_width
-        self.own = _Attention(width, width)
-        self.cross = _Attention(width, shape.width)
+        self.own = Attention(width, width, width // _HEAD_WIDTH)
+        self.cross = Attention(width, shape.width, width // _HEAD_WIDTH)
         self.fc1 = nn.Linear(width, shape.text_hidden)
         self.fc2 = nn.Linear(shape.text_hidden, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
@@ -138,19 +118,3 @@ class _TextLayer(nn.Module):
         x = self.cross(x, picture, None)
         refined: Tensor = self.norm(x + self.fc2(F.gelu(self.fc1(x))))
         return refined
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, source: int) -> None:
-        super().__init__()
-        self.heads = width // _HEAD_WIDTH
-        self.q = nn.Linear(width, width)
-        self.k = nn.Linear(source, width)
-        self.v = nn.Linear(source, width)
-        self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=1e-12)
-
-    def forward(self, x: Tensor, source: Tensor, bias: Tensor | None) -> Tensor:
-        mixed = attend(self.q(x), self.k(source), self.v(source), self.heads, bias)
-        attended: Tensor = self.norm(x + self.out(mixed))
-        return attended

@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from critiq_exporters.families.blip import Attention, PictureTower
 from critiq_exporters.families.clip.network import attend
 
-_CHANNEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CHANNEL_STD = (0.26862954, 0.26130258, 0.27577711)
 _BLOCKED = -1e4
 _ANSWER = 1
 """Of the three numbers that a regressor gives, the one that was trained."""
@@ -66,31 +65,12 @@ class MintIqa(nn.Module):
         self.scores = Scores(shape)
 
 
-class Vision(nn.Module):
+class Vision(PictureTower):
     """Stage: pixels to features of the patches, with one for the whole before them."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, shape.width, shape.patch, shape.patch)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, shape.width))
-        self.positions = nn.Parameter(torch.zeros(1, (shape.image // shape.patch) ** 2 + 1, shape.width))
-        self.blocks = nn.ModuleList(_Block(shape) for _ in range(shape.layers))
-        self.norm = nn.LayerNorm(shape.width, eps=1e-5)
-        self.register_buffer("mean", torch.tensor(_CHANNEL_MEAN).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_CHANNEL_STD).reshape(3, 1, 1), persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 RGB ``[batch, image, image, 3]`` to float32 ``[batch, 1 + patches, width]``."""
-        x = (pixels.permute(0, 3, 1, 2).to(torch.float32) / 255 - self.mean) / self.std
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
-        for block in self.blocks:
-            x = block(x)
-        features: Tensor = self.norm(x)
-        return features
+        blocks = (_Block(shape) for _ in range(shape.layers))
+        super().__init__(shape.image, shape.patch, shape.width, blocks, eps=1e-5)
 
 
 class Scores(nn.Module):
@@ -208,8 +188,8 @@ class _Layer(nn.Module):
     def __init__(self, shape: Shape, number: int) -> None:
         super().__init__()
         self.queries = shape.queries
-        self.own = _Attention(shape, shape.text_width)
-        self.cross = _Attention(shape, shape.width) if looks(number) else None
+        self.own = Attention(shape.text_width, shape.text_width, shape.text_heads)
+        self.cross = Attention(shape.text_width, shape.width, shape.text_heads) if looks(number) else None
         self.of_queries = _Perceptron(shape)
         self.of_words = _Perceptron(shape) if number < shape.text_layers - 1 else None
 
@@ -227,23 +207,6 @@ class _Layer(nn.Module):
 def looks(number: int) -> bool:
     """Whether the queries attend to the picture in this layer of the transformer."""
     return number % 2 == 0
-
-
-class _Attention(nn.Module):
-    def __init__(self, shape: Shape, source: int) -> None:
-        super().__init__()
-        width = shape.text_width
-        self.heads = shape.text_heads
-        self.q = nn.Linear(width, width)
-        self.k = nn.Linear(source, width)
-        self.v = nn.Linear(source, width)
-        self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=1e-12)
-
-    def forward(self, x: Tensor, source: Tensor, bias: Tensor | None) -> Tensor:
-        mixed = attend(self.q(x), self.k(source), self.v(source), self.heads, bias)
-        attended: Tensor = self.norm(x + self.out(mixed))
-        return attended
 
 
 class _Perceptron(nn.Module):
