@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from critiq_exporters.commands import BAD_INPUT, complain, run
 from critiq_exporters.core.cards import table
 from critiq_exporters.core.checkpoints import CheckpointError
 from critiq_exporters.core.exportable import Exportable
@@ -32,8 +33,10 @@ from critiq_exporters.family_commands import (
 from critiq_server.bundles.model import BrokenBundle
 from critiq_server.runtime.onnx import ProviderUnavailable
 
+_NAME = "critiq export"
+
 app = typer.Typer(
-    name="critiq export",
+    name=_NAME,
     help="Turn trained checkpoints into bundles that the server serves.",
     no_args_is_help=True,
     add_completion=False,
@@ -128,23 +131,15 @@ def main(arguments: Sequence[str]) -> int:
     """Runs ``critiq export ARGUMENTS``; returns the exit status: 0 done, 1 a gate failed, 2 bad input."""
     known = [*FAMILIES, "verify", "tensorrt", "families"]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
-        _complain(f"no family is called {arguments[0]!r}; known are {', '.join(FAMILIES)}")
-        return 2
-    try:
-        return int(app(args=list(arguments), prog_name="critiq export", standalone_mode=False) or 0)
-    except typer.Exit as exit_:
-        return exit_.exit_code
-    except (ExportError, BrokenBundle, ProviderUnavailable) as error:
-        _complain(str(error))
-        return 1
-    except (CheckpointError, ValueError, OSError) as error:
-        _complain(str(error))
-        return 2
-    except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error
-            _complain(error.format_message())
-            return 2
-        raise
+        complain(_NAME, f"no family is called {arguments[0]!r}; known are {', '.join(FAMILIES)}")
+        return BAD_INPUT
+    return run(
+        app,
+        _NAME,
+        arguments,
+        bad_input=(CheckpointError, ValueError, OSError),
+        failed=(ExportError, BrokenBundle, ProviderUnavailable),
+    )
 
 
 def _builder(family: str, checkpoint: str, options: dict[str, Any]) -> Callable[[], Exportable]:
@@ -155,10 +150,6 @@ def _builder(family: str, checkpoint: str, options: dict[str, Any]) -> Callable[
         return FAMILIES[family].load(local_checkpoint(checkpoint), **options)
 
     return build
-
-
-def _complain(message: str) -> None:
-    sys.stderr.write(f"critiq export: {message}\n")
 
 
 if __name__ == "__main__":

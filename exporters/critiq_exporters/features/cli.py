@@ -14,6 +14,7 @@ import typer
 
 from critiq.cli.exits import INTERRUPTED, UsageError
 from critiq.errors import CritiqError
+from critiq_exporters.commands import complain, run
 from critiq_exporters.features import contents
 from critiq_exporters.features.build import Plan, Progress, build
 from critiq_exporters.features.catalogue import find_entry
@@ -27,8 +28,10 @@ from critiq_server.features.store import StoreError
 from critiq_server.runtime.lmm.folder import LmmUnavailable
 from critiq_server.runtime.lmm.settings import RemoteSettings
 
+_NAME = "critiq features"
+
 app = typer.Typer(
-    name="critiq features",
+    name=_NAME,
     help="Compute features of large multimodal models (LMMs) once, keep them, look into what is kept.",
     no_args_is_help=True,
     add_completion=False,
@@ -252,32 +255,16 @@ def _compact(store: Store) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs ``critiq features ARGUMENTS``; returns the exit status: 0 done, 1 something failed, 2 bad input."""
+    bad_input = (UsageError, BrokenBundle, LmmUnavailable, OSError)
     try:
-        return int(app(args=list(arguments), prog_name="critiq features", standalone_mode=False) or 0)
-    except typer.Exit as exit_:
-        return exit_.exit_code
-    except (UsageError, BrokenBundle, LmmUnavailable, OSError) as error:
-        _complain(str(error))
-        return 2
-    except (StoreError, CritiqError) as error:
-        _complain(str(error))
-        return 1
+        return run(app, _NAME, arguments, bad_input, failed=(StoreError, CritiqError))
     except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on from here")
+        complain(_NAME, "interrupted; the same command goes on from here")
         return INTERRUPTED
-    except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error
-            _complain(error.format_message())
-            return 2
-        raise
 
 
 def _say(line: str) -> None:
     typer.echo(line, err=True)
-
-
-def _complain(message: str) -> None:
-    sys.stderr.write(f"critiq features: {message}\n")
 
 
 if __name__ == "__main__":

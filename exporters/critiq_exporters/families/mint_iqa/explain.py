@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from critiq.errors import CritiqError
+from critiq_exporters.commands import run
 from critiq_exporters.core.checkpoints import CheckpointError, read_state
 from critiq_exporters.core.pictures import Pixels
 from critiq_exporters.families.clip.tokenizer import TextTokenizer
@@ -209,17 +210,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit status: 0 done, 2 bad input."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command()(command)
-    try:
-        app(args=list(arguments), prog_name="mint_iqa.explain", standalone_mode=False)
-    except (CheckpointError, CritiqError, ValueError, OSError) as error:
-        sys.stderr.write(f"mint_iqa.explain: {error}\n")
-        return 2
-    except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error
-            sys.stderr.write(f"mint_iqa.explain: {error.format_message()}\n")
-            return 2
-        raise
-    return 0
+    return run(app, "mint_iqa.explain", arguments, bad_input=(CheckpointError, CritiqError, ValueError, OSError))
 
 
 if __name__ == "__main__":

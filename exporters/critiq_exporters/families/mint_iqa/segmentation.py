@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from critiq_exporters.commands import run
 from critiq_exporters.core.checkpoints import CheckpointError
 
 DEFAULT_STYLE = "realistic"
@@ -183,17 +184,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit status: 0 done, 2 bad input."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command()(command)
-    try:
-        app(args=list(arguments), prog_name="mint_iqa.segmentation", standalone_mode=False)
-    except (CheckpointError, ValueError) as error:
-        sys.stderr.write(f"mint_iqa.segmentation: {error}\n")
-        return 2
-    except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error
-            sys.stderr.write(f"mint_iqa.segmentation: {error.format_message()}\n")
-            return 2
-        raise
-    return 0
+    return run(app, "mint_iqa.segmentation", arguments, bad_input=(CheckpointError, ValueError))
 
 
 if __name__ == "__main__":
