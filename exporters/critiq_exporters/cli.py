@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from critiq_exporters.commands import BAD_INPUT, complain, run
+from critiq.cli.running import BAD_INPUT, complain, run
 from critiq_exporters.core.cards import table
 from critiq_exporters.core.checkpoints import CheckpointError
 from critiq_exporters.core.exportable import Exportable

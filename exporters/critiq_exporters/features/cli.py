@@ -13,8 +13,8 @@ import numpy as np
 import typer
 
 from critiq.cli.exits import INTERRUPTED, UsageError
+from critiq.cli.running import complain, run
 from critiq.errors import CritiqError
-from critiq_exporters.commands import complain, run
 from critiq_exporters.features import contents
 from critiq_exporters.features.build import Plan, Progress, build
 from critiq_exporters.features.catalogue import find_entry

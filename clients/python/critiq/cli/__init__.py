@@ -1,4 +1,4 @@
-"""The command line: ``critiq serve | score | rank | compare | models | export | features``."""
+"""The command line: ``critiq --help`` lists the commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,18 @@ app.command(epilog=exits.HELP)(score.score)
 app.command(epilog=exits.HELP)(rank.rank)
 app.command(epilog=exits.HELP)(rank.compare)
 app.command(epilog=exits.HELP)(models.models)
-for _command in (handover.serve, handover.export, handover.features):
+for _command in (
+    handover.serve,
+    handover.export,
+    handover.features,
+    handover.policy,
+    handover.evaluate,
+    handover.ratings,
+    handover.calibrate,
+    handover.threshold,
+    handover.agreement,
+    handover.drift,
+):
     # They parse what follows themselves, --help too.
     app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
         _command

@@ -1,4 +1,4 @@
-"""``critiq serve``, ``export`` and ``features``: hand over to the packages that do it, which have their own options."""
+"""Commands of the server, the exporters and the evaluation: each package parses its own options."""
 
 from __future__ import annotations
 
@@ -22,6 +22,45 @@ def export(context: typer.Context) -> None:
 def features(context: typer.Context) -> None:
     """Compute features of large multimodal models ahead, and look after stores of them. Needs the extra `lmm`."""
     _hand_over(context, "critiq_exporters.features.cli", "the builder of features", "lmm")
+
+
+def policy(context: typer.Context) -> None:
+    """Check moderation policies and try them on recorded scores. Needs the extra `server`."""
+    _hand_over(context, "critiq_server.policy_cli", "the server", "server")
+
+
+def evaluate(context: typer.Context) -> None:
+    """Judge models against human ratings. Needs the extra `evaluate`."""
+    _evaluation(context, "evaluate")
+
+
+def ratings(context: typer.Context) -> None:
+    """Turn raw ratings of single persons into mean opinion scores. Needs the extra `evaluate`."""
+    _evaluation(context, "ratings")
+
+
+def calibrate(context: typer.Context) -> None:
+    """Fit a model's scores to ratings; writes a new bundle version. Needs the extra `evaluate`."""
+    _evaluation(context, "calibrate")
+
+
+def threshold(context: typer.Context) -> None:
+    """Choose thresholds from accept/reject labels; writes a policy. Needs the extra `evaluate`."""
+    _evaluation(context, "threshold")
+
+
+def agreement(context: typer.Context) -> None:
+    """How far models agree with each other on a folder of pictures. Needs the extra `evaluate`."""
+    _evaluation(context, "agreement")
+
+
+def drift(context: typer.Context) -> None:
+    """Compare the scores that a server gave with its models' references. Needs the extra `evaluate`."""
+    _evaluation(context, "drift")
+
+
+def _evaluation(context: typer.Context, name: str) -> None:
+    _hand_over(context, f"critiq_evaluation.commands.{name}", "the evaluation", "evaluate")
 
 
 def _hand_over(context: typer.Context, module: str, what: str, extra: str) -> None:

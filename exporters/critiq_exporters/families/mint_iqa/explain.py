@@ -22,8 +22,8 @@ import typer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from critiq.cli.running import run
 from critiq.errors import CritiqError
-from critiq_exporters.commands import run
 from critiq_exporters.core.checkpoints import CheckpointError, read_state
 from critiq_exporters.core.pictures import Pixels
 from critiq_exporters.families.clip.tokenizer import TextTokenizer

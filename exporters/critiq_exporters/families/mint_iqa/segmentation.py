@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from critiq_exporters.commands import run
+from critiq.cli.running import run
 from critiq_exporters.core.checkpoints import CheckpointError
 
 DEFAULT_STYLE = "realistic"

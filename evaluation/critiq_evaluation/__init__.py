@@ -1,0 +1,1 @@
+"""Judging models against people: human-rated datasets, the papers' protocols, calibration, thresholds, drift."""
