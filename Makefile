@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 CONSTRAINTS := constraints.txt
+# Processes that share the tests, a file each. More than two want more than 24 GiB of memory.
+JOBS ?= 2
 
 .PHONY: serve test lint proto bench clean
 
@@ -10,7 +12,7 @@ serve: $(VENV)/.serve
 	$(BIN)/critiq serve $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -10,6 +10,10 @@ import pytest
 for _name in [name for name in os.environ if name.upper().startswith("CRITIQ_")]:
     del os.environ[_name]
 
+# Several processes share the tests: a thread each for the networks, or they would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
