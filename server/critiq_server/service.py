@@ -76,6 +76,7 @@ class Service:
         self._requests = cache(metrics.requests.labels)
         self._latency = cache(metrics.latency.labels)
         self._items = cache(metrics.items.labels)
+        self._scores = cache(metrics.scores.labels)
         self._fetching: set[asyncio.Future[None]] = set()
 
     async def score(self, query: Query, timeout: float | None = None) -> types.ScoreResult:
@@ -285,6 +286,7 @@ class Service:
                     continue
                 raw = float(evaluation.values[dimension.stage][dimension.output].item())
                 scores.append(judgement.score(raw, from_store=dimension.stage in evaluation.from_store))
+            self._count_scores(scores)
             report = picture.report
             views = served.model.plan(outputs).views
             if any(resizes(view, report.height, report.width) for view in views):
@@ -465,6 +467,13 @@ class Service:
                 logger.info("request", operation=operation, model=self._label(model), code=code, seconds=seconds)
             if pictures:
                 self._items(self._label(model), code).inc(pictures)
+
+    def _count_scores(self, scores: Sequence[types.Score]) -> None:
+        for score in scores:
+            if score.calibrated is not None:
+                self._scores(score.model, score.dimension).observe(score.calibrated)
+            elif score.percentile is not None:
+                self._scores(score.model, score.dimension).observe(score.percentile / 100)
 
     def _label(self, model: str) -> str:
         """A model name that is safe as a label: callers can send anything."""

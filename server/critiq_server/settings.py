@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from critiq_server.features.settings import FeatureSettings
 from critiq_server.images.limits import ImageLimits
+from critiq_server.page.settings import PageSettings
 from critiq_server.runtime.lmm.settings import LmmSettings
 from critiq_server.runtime.onnx import RuntimeSettings
 
@@ -188,6 +189,7 @@ class Settings(BaseSettings):
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     lmm: LmmSettings = Field(default_factory=LmmSettings)
     compat: CompatSettings = Field(default_factory=CompatSettings)
+    page: PageSettings = Field(default_factory=PageSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
     @model_validator(mode="after")

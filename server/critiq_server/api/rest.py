@@ -20,9 +20,10 @@ from starlette.types import Message as AsgiMessage
 from critiq import types, wire
 from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
-from critiq_server.api import bodies, schemas
+from critiq_server.api import bodies, page, schemas
 from critiq_server.api.compat import faces
 from critiq_server.api.disconnects import unless_gone
+from critiq_server.api.live import add_live
 from critiq_server.api.oip import rest as inference
 from critiq_server.queries import Item
 from critiq_server.service import Service
@@ -48,6 +49,9 @@ def rest_app(service: Service, is_ready: Callable[[], bool]) -> FastAPI:
     _describe_bodies(app)
     app.router.routes += faces.mounted(service)
     app.router.routes += inference.routes(service, is_ready)
+    if service.settings.page.enabled:
+        add_live(app, service)
+        app.router.routes += page.routes()
     return app
 
 

@@ -7,6 +7,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_SCORES = tuple(step / 20 for step in range(1, 21))
 
 
 class Metrics:
@@ -116,6 +117,14 @@ class Metrics:
             "critiq_prefetched_total",
             "Pictures whose features were asked for ahead, by model and outcome (OK or an error's code).",
             ["model", "code"],
+            registry=registry,
+        )
+        self.scores = Histogram(
+            "critiq_score",
+            "Scores given, 0 (worst) to 1 (best), by model and dimension: calibrated, or percentile / 100 of dimensions "
+            "without a calibration.",
+            ["model", "dimension"],
+            buckets=_SCORES,
             registry=registry,
         )
         self.models = Gauge(

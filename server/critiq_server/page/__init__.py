@@ -1,0 +1,1 @@
+"""The page to look at: its files lie in ``static``, ``api/page.py`` serves them."""
