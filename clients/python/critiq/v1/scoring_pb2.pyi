@@ -46,12 +46,14 @@ PREFERENCE_SECOND: Preference
 PREFERENCE_TIE: Preference
 
 class Image(_message.Message):
-    __slots__ = ("encoded", "raw")
+    __slots__ = ("encoded", "raw", "url")
     ENCODED_FIELD_NUMBER: _ClassVar[int]
     RAW_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
     encoded: bytes
     raw: RawImage
-    def __init__(self, encoded: _Optional[bytes] = ..., raw: _Optional[_Union[RawImage, _Mapping]] = ...) -> None: ...
+    url: str
+    def __init__(self, encoded: _Optional[bytes] = ..., raw: _Optional[_Union[RawImage, _Mapping]] = ..., url: _Optional[str] = ...) -> None: ...
 
 class RawImage(_message.Message):
     __slots__ = ("data", "shape", "dtype", "layout")
