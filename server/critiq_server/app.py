@@ -32,6 +32,7 @@ from critiq_server.features.opening import open_tiers
 from critiq_server.features.records import Features
 from critiq_server.features.store import StoreError
 from critiq_server.features.tiers import Report
+from critiq_server.images.remote import RemotePictures
 from critiq_server.registry import Registry
 from critiq_server.runtime.lmm.pool import Lmms
 from critiq_server.runtime.lmm.stage import Question
@@ -139,7 +140,8 @@ class App:
             Lmms(settings.lmm),
         )
         engine = Engine(store, on_lookup, self._below)
-        return Service(settings, registry, engine, darkroom, admission, metrics)
+        remote = RemotePictures(settings.urls, settings.limits.image, lambda code: metrics.downloads.labels(code).inc())
+        return Service(settings, registry, engine, darkroom, admission, metrics, remote)
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:
         """Puts a batcher in front of each stage."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from critiq.errors import CritiqError, InvalidArgument, NotFound
 from critiq_server.engine.demand import Priority
 from critiq_server.engine.engine import ServedModel
-from critiq_server.images.source import ImageSource
+from critiq_server.images.source import ImageSource, RemoteImage
 from critiq_server.runtime.base import TensorSpec
 from critiq_server.scoring.judgement import Judgement
 from critiq_server.wording import quoted
@@ -27,7 +27,7 @@ class Target:
 class Query:
     """One picture to score."""
 
-    image: ImageSource
+    image: ImageSource | RemoteImage
     prompt: str = ""
     target: Target = Target()
     priority: Priority = Priority.INTERACTIVE

@@ -27,7 +27,8 @@ from critiq_server.engine.demand import Call, Priority
 from critiq_server.engine.engine import Engine, Evaluation, ServedModel
 from critiq_server.engine.pictures import Darkroom, Picture
 from critiq_server.features.records import Features
-from critiq_server.images.source import ImageSource
+from critiq_server.images.remote import RemotePictures
+from critiq_server.images.source import ImageSource, RemoteImage
 from critiq_server.images.views import resizes
 from critiq_server.prompts import normalise
 from critiq_server.queries import (
@@ -65,6 +66,7 @@ class Service:
         darkroom: Darkroom,
         admission: Admission,
         metrics: Metrics,
+        remote: RemotePictures,
     ) -> None:
         self.settings = settings
         self.registry = registry
@@ -72,6 +74,7 @@ class Service:
         self.metrics = metrics
         self._engine = engine
         self._darkroom = darkroom
+        self._remote = remote
         # prometheus_client looks labels up under a lock; their values are few.
         self._requests = cache(metrics.requests.labels)
         self._latency = cache(metrics.latency.labels)
@@ -117,7 +120,7 @@ class Service:
 
     async def rank(
         self,
-        images: Sequence[ImageSource | CritiqError],
+        images: Sequence[ImageSource | RemoteImage | CritiqError],
         prompt: str = "",
         target: Target = Target(),
         priority: Priority = Priority.INTERACTIVE,
@@ -215,7 +218,10 @@ class Service:
         """``query`` with bulk priority; raises what can be said against it without decoding its picture."""
         if isinstance(query, CritiqError):
             raise query
-        self._darkroom.picture(query.image)
+        if isinstance(query.image, RemoteImage):
+            self._remote.check(query.image.url)
+        else:
+            self._darkroom.picture(query.image)
         prompt = normalise(query.prompt, self.settings.limits.prompt_bytes)
         query = replace(query, prompt=prompt, priority=Priority.BULK)
         with self.registry.lease(query.target.model, query.target.version) as served:
@@ -232,13 +238,8 @@ class Service:
         try:
             seconds = self.settings.limits.max_timeout_seconds
             call = Call(asyncio.get_running_loop().time() + seconds, query.priority)
-            with self.registry.lease(query.target.model, query.target.version) as served:
-                picture = self._darkroom.picture(query.image)
-                wanted = worth_fetching(served, query)
-                async with asyncio.timeout(seconds):
-                    evaluation = await self._engine.evaluate(served, wanted, picture, query.prompt, call)
-            for error in evaluation.unanswered.values():
-                raise error
+            async with asyncio.timeout(seconds):
+                await self._compute_features(query, call)
         except CritiqError as error:
             code = error.code
         except TimeoutError:
@@ -250,6 +251,18 @@ class Service:
             code = internal("prefetch", error).code
         finally:
             self.metrics.prefetched.labels(self._label(query.target.model), code).inc()
+
+    async def _compute_features(self, query: Query, call: Call) -> None:
+        if isinstance(query.image, RemoteImage):
+            async with self._remote.fetched(query.image.url, bulk=query.priority is Priority.BULK) as image:
+                await self._compute_features(replace(query, image=image), call)
+            return
+        with self.registry.lease(query.target.model, query.target.version) as served:
+            picture = self._darkroom.picture(query.image)
+            wanted = worth_fetching(served, query)
+            evaluation = await self._engine.evaluate(served, wanted, picture, query.prompt, call)
+        for error in evaluation.unanswered.values():
+            raise error
 
     def models(self) -> list[types.Model]:
         """Every known model version."""
@@ -270,6 +283,9 @@ class Service:
         await self.registry.unload(name, version)
 
     async def _score(self, query: Query, call: Call) -> types.ScoreResult:
+        if isinstance(query.image, RemoteImage):
+            async with self._remote.fetched(query.image.url, bulk=query.priority is Priority.BULK) as image:
+                return await self._score(replace(query, image=image), call)
         prompt = normalise(query.prompt, self.settings.limits.prompt_bytes)
         with self.registry.lease(query.target.model, query.target.version) as served:
             judgements = dimensions_of(served, query.target, prompt)
@@ -325,6 +341,9 @@ class Service:
         return scores
 
     async def _features(self, stage: str, query: Query, call: Call) -> Features:
+        if isinstance(query.image, RemoteImage):
+            async with self._remote.fetched(query.image.url, bulk=query.priority is Priority.BULK) as image:
+                return await self._features(stage, replace(query, image=image), call)
         prompt = normalise(query.prompt, self.settings.limits.prompt_bytes)
         with self.registry.lease(query.target.model, query.target.version) as served:
             sees = served.model.plan(frozenset([stage])).views

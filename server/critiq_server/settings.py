@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from critiq_server.features.settings import FeatureSettings
 from critiq_server.images.limits import ImageLimits
+from critiq_server.images.remote import UrlSettings
 from critiq_server.page.settings import PageSettings
 from critiq_server.runtime.lmm.settings import LmmSettings
 from critiq_server.runtime.onnx import RuntimeSettings
@@ -184,6 +185,7 @@ class Settings(BaseSettings):
     server: ServerSettings = Field(default_factory=ServerSettings)
     models: ModelSettings = Field(default_factory=ModelSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
+    urls: UrlSettings = Field(default_factory=UrlSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
     features: FeatureSettings = Field(default_factory=FeatureSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)

@@ -67,6 +67,7 @@ LAYERS = [
     ["cli"],
     ["app"],
     ["api"],
+    ["jobs"],
     ["service"],
     ["queries"],
     ["registry"],
@@ -76,6 +77,7 @@ LAYERS = [
     ["bundles.loaded"],
     ["settings"],
     ["images", "features", "runtime", "prompts"],
+    ["outbound"],
     ["scoring", "telemetry", "bundles.manifest", "bundles.lmm", "bundles.views", "wording"],
 ]
 EXCEPTIONS = {

@@ -26,7 +26,7 @@ from critiq.errors import (
     Unauthenticated,
     Unavailable,
 )
-from critiq.images import ImageInput
+from critiq.images import ImageInput, ImageUrl
 from critiq.types import (
     CompareResult,
     Dimension,
@@ -57,6 +57,7 @@ __all__ = [
     "FeaturesMissing",
     "ImageInput",
     "ImageReport",
+    "ImageUrl",
     "Internal",
     "InvalidArgument",
     "Item",

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from critiq.errors import InvalidArgument, TooLarge
@@ -23,9 +24,17 @@ if TYPE_CHECKING:
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """The largest message that the client sends or takes. The server may be set to less."""
 
+
+@dataclass(frozen=True, slots=True)
+class ImageUrl:
+    """A picture that the server fetches itself, if its settings allow it: ``https://``, and a host that they list."""
+
+    url: str
+
+
 ImageInput = Any
 """A path (``str`` or ``os.PathLike``), the bytes of a picture file, a binary file object, a ``PIL.Image.Image``, a
-NumPy array or a torch tensor (or anything else with ``__array__``).
+NumPy array or a torch tensor (or anything else with ``__array__``), or an :class:`ImageUrl`.
 
 Arrays: ``[height, width]`` (grey), ``[height, width, channels]`` or ``[channels, height, width]``; uint8 0..255, or
 float of any width 0..1. Channels: 1 or 3, and 4 (RGBA) for uint8. Where both ends could be the channels (shape
@@ -43,6 +52,8 @@ def to_image(image: ImageInput, field: str = "image") -> scoring_pb2.Image:
         InvalidArgument: it is no picture, cannot be read, or has a shape or type that cannot travel; names ``field``.
         TooLarge: the file is larger than :data:`MAX_MESSAGE_BYTES`.
     """
+    if isinstance(image, ImageUrl):
+        return scoring_pb2.Image(url=_url(image, field))
     if isinstance(image, str | os.PathLike):
         return scoring_pb2.Image(encoded=_read_path(image, field))
     if isinstance(image, bytes | bytearray | memoryview):
@@ -65,7 +76,7 @@ def split_pictures(pictures: Iterable[ImageInput], field: str) -> Iterator[Image
     Raises:
         InvalidArgument: ``pictures`` is one picture, or nothing that can be gone through.
     """
-    single = isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike) or _is_pil(pictures)
+    single = isinstance(pictures, str | bytes | bytearray | memoryview | os.PathLike | ImageUrl) or _is_pil(pictures)
     if single or hasattr(pictures, "read"):
         raise InvalidArgument(f"one {type(pictures).__name__}, where a sequence of pictures is due", field=field)
     if is_array(pictures):
@@ -94,10 +105,19 @@ def _is_pil(value: object) -> bool:
     return module is not None and isinstance(value, module.Image)
 
 
+def _url(image: ImageUrl, field: str) -> str:
+    if not isinstance(image.url, str) or not image.url.isascii():
+        raise InvalidArgument(f"{image.url!r:.80} is no URL in ASCII; percent-encode the rest", field=field)
+    return image.url
+
+
 def _read_path(path: str | os.PathLike[Any], field: str) -> bytes:
     name = os.fsdecode(path)
     if name.startswith(("http://", "https://", "data:")):
-        raise InvalidArgument(f"{name[:80]!r} is a URL; fetch it and give its bytes", field=field)
+        raise InvalidArgument(
+            f"{name[:80]!r} is a URL; fetch it and give its bytes, or have the server fetch critiq.ImageUrl(...)",
+            field=field,
+        )
     try:
         size = os.stat(name).st_size
         if size > MAX_MESSAGE_BYTES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -16,7 +16,7 @@ from critiq.errors import InvalidArgument
 from critiq.v1 import scoring_pb2
 from critiq_server.api import schemas, translate
 from critiq_server.engine.demand import Priority
-from critiq_server.images.source import EncodedImage, ImageSource
+from critiq_server.images.source import EncodedImage, ImageSource, RemoteImage
 from critiq_server.queries import Item, Query, Target
 from critiq_server.wording import quoted
 
@@ -44,10 +44,11 @@ async def score_query(request: Request) -> Query:
     if kind == JSON:
         return (await _json(request, schemas.ScoreJson)).query()
     form = await _form(request, kind)
-    images = await _files(form, "image")
+    images = await _pictures(form, "image", "url")
     if len(images) != 1:
         raise InvalidArgument(
-            f"the form has {len(images)} files called 'image', one is needed; see /v1/score/batch", field="image"
+            f"the form has {len(images)} files called 'image' or texts called 'url', one is due; see /v1/score/batch",
+            field="image",
         )
     fields = _fields(form)
     return Query(images[0], fields.get("prompt", ""), _target(fields), _priority(fields))
@@ -63,7 +64,7 @@ async def batch_items(request: Request) -> list[Item]:
         body = await _json(request, schemas.BatchJson)
         return [entry.item(position) for position, entry in enumerate(body.items)]
     form = await _form(request, kind)
-    images = await _files(form, "image")
+    images = await _pictures(form, "image", "url")
     prompts = [str(value) for value in form.getlist("prompt")]
     if len(prompts) == 1:
         prompts *= len(images)
@@ -111,7 +112,7 @@ async def rank_arguments(request: Request) -> dict[str, Any]:
     form = await _form(request, kind)
     fields = _fields(form)
     return {
-        "images": await _files(form, "image"),
+        "images": await _pictures(form, "image", "url"),
         "prompt": fields.get("prompt", ""),
         "target": _target(fields),
         "priority": _priority(fields),
@@ -133,9 +134,11 @@ async def compare_pair(request: Request) -> tuple[Query, Query]:
     fields = _fields(form)
     pictures = []
     for name in ("first", "second"):
-        files = await _files(form, name)
+        files = await _pictures(form, name, f"{name}_url")
         if len(files) != 1:
-            raise InvalidArgument(f"the form has {len(files)} files called {name!r}, one is needed", field=name)
+            raise InvalidArgument(
+                f"the form has {len(files)} pictures called {name!r} or '{name}_url', one is needed", field=name
+            )
         pictures.append(Query(files[0], fields.get("prompt", ""), _target(fields), _priority(fields)))
     return pictures[0], pictures[1]
 
@@ -194,13 +197,16 @@ def _utf8(text: str, field: str) -> str:
         ) from error
 
 
-async def _files(form: FormData, name: str) -> list[ImageSource]:
-    files: list[ImageSource] = []
-    for value in form.getlist(name):
-        if not isinstance(value, UploadFile):
-            raise InvalidArgument(f"the form's {name!r} must be a file", field=name)
-        files.append(EncodedImage(await value.read()))
-    return files
+async def _pictures(form: FormData, name: str, url_name: str) -> list[ImageSource | RemoteImage]:
+    """The files called ``name`` and the URLs called ``url_name``, in the order of the form."""
+    pictures: list[ImageSource | RemoteImage] = []
+    for part, value in form.multi_items():
+        if part not in (name, url_name):
+            continue
+        if isinstance(value, str) == (part == name):
+            raise InvalidArgument(f"the form's {part!r} must be a {'file' if part == name else 'text'}", field=part)
+        pictures.append(EncodedImage(await value.read()) if isinstance(value, UploadFile) else RemoteImage(value))
+    return pictures
 
 
 def _query_fields(request: Request) -> dict[str, str]:
@@ -215,7 +221,7 @@ def _query_fields(request: Request) -> dict[str, str]:
     fields: dict[str, str] = {}
     for name, value in pairs:
         fields[name] = f"{fields[name]},{value}" if name in fields else value
-    _check_fields(fields, "the URL's query")
+    _check_fields(fields, "the URL's query", _KNOWN)
     return fields
 
 
@@ -233,17 +239,18 @@ def _fields(form: FormData) -> dict[str, str]:
         values = [value for value in form.getlist(name) if isinstance(value, str)]
         if values:
             fields[name] = ",".join(values)
-    _check_fields(fields, "the form")
+    _check_fields(fields, "the form", _KNOWN | _URLS)
     return fields
 
 
 _KNOWN = {"prompt", "model", "version", "dimensions", "priority", "top_k"}
+_URLS = {"url", "first_url", "second_url"}
 
 
-def _check_fields(fields: Mapping[str, str], where: str) -> None:
-    unknown = sorted(set(fields) - _KNOWN)
+def _check_fields(fields: Mapping[str, str], where: str, known: Set[str]) -> None:
+    unknown = sorted(set(fields) - known)
     if unknown:
-        raise InvalidArgument(f"{where} has the unknown field {unknown[0][:60]!r}; known: {', '.join(sorted(_KNOWN))}")
+        raise InvalidArgument(f"{where} has the unknown field {unknown[0][:60]!r}; known: {', '.join(sorted(known))}")
 
 
 def _target(fields: Mapping[str, str]) -> Target:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from critiq import types
 from critiq.errors import CritiqError, InvalidArgument
 from critiq_server.engine.demand import Priority
-from critiq_server.images.source import EncodedImage, ImageSource, RawImage
+from critiq_server.images.source import EncodedImage, ImageSource, RawImage, RemoteImage
 from critiq_server.queries import Item, Query, Target
 
 
@@ -28,14 +28,17 @@ class RawJson(_Body):
 
 
 class ImageJson(_Body):
-    """A picture: a file's bytes, or raw pixels. Exactly one must be set."""
+    """A picture: a file's bytes, raw pixels, or where the file is. Exactly one must be set."""
 
     base64: str | None = Field(None, description="A JPEG, PNG, WebP or AVIF file, base64; a data: URL is accepted too.")
     raw: RawJson | None = None
+    url: str | None = Field(None, description="An https URL of such a file, where the server's settings allow it.")
 
-    def source(self) -> ImageSource:
-        if (self.base64 is None) == (self.raw is None):
-            raise InvalidArgument("set exactly one of base64 and raw", field="image")
+    def source(self) -> ImageSource | RemoteImage:
+        if sum(entry is not None for entry in (self.base64, self.raw, self.url)) != 1:
+            raise InvalidArgument("set exactly one of base64, raw and url", field="image")
+        if self.url is not None:
+            return RemoteImage(self.url)
         if self.raw is not None:
             raw = self.raw
             return RawImage(_decode(raw.base64, "image.raw.base64"), tuple(raw.shape), raw.dtype, raw.layout)

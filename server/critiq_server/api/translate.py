@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from critiq.errors import CritiqError, InvalidArgument
 from critiq.v1 import scoring_pb2
 from critiq_server.engine.demand import Priority
-from critiq_server.images.source import EncodedImage, ImageSource, RawImage
+from critiq_server.images.source import EncodedImage, ImageSource, RawImage, RemoteImage
 from critiq_server.queries import Item, Query, Target
 
 M = TypeVar("M", bound=Message)
@@ -46,7 +46,7 @@ def item(entry: scoring_pb2.ScoreItem, default_id: str) -> Item:
         return Item(name, error)
 
 
-def image(message: scoring_pb2.Image) -> ImageSource:
+def image(message: scoring_pb2.Image) -> ImageSource | RemoteImage:
     """Raises ``InvalidArgument`` if no source is set."""
     kind = message.WhichOneof("source")
     if kind == "encoded":
@@ -56,10 +56,12 @@ def image(message: scoring_pb2.Image) -> ImageSource:
         # Numbers of a later contract go on as they are: decoding refuses them by name.
         dtype, layout = _DTYPES.get(raw.dtype, str(raw.dtype)), _LAYOUTS.get(raw.layout, str(raw.layout))
         return RawImage(raw.data, tuple(raw.shape), cast(Any, dtype), cast(Any, layout))
-    raise InvalidArgument("there is no picture; set image.encoded or image.raw", field="image")
+    if kind == "url":
+        return RemoteImage(message.url)
+    raise InvalidArgument("there is no picture; set image.encoded, image.raw or image.url", field="image")
 
 
-def image_or_error(message: scoring_pb2.Image) -> ImageSource | CritiqError:
+def image_or_error(message: scoring_pb2.Image) -> ImageSource | RemoteImage | CritiqError:
     try:
         return image(message)
     except CritiqError as error:

@@ -35,6 +35,18 @@ ImageSource = EncodedImage | RawImage
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteImage:
+    """A picture that is still where ``url`` says; becomes an :class:`EncodedImage` when it is fetched."""
+
+    url: str
+
+    @property
+    def data(self) -> bytes:
+        """What came with the request: nothing."""
+        return b""
+
+
+@dataclass(frozen=True, slots=True)
 class Decoded:
     """Pixels and what was done to get them."""
 

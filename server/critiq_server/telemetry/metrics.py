@@ -113,6 +113,12 @@ class Metrics:
             ["model", "dimension"],
             registry=registry,
         )
+        self.downloads = Counter(
+            "critiq_image_downloads_total",
+            "Pictures fetched by URL, by outcome (OK or an error's code).",
+            ["code"],
+            registry=registry,
+        )
         self.prefetched = Counter(
             "critiq_prefetched_total",
             "Pictures whose features were asked for ahead, by model and outcome (OK or an error's code).",
