@@ -13,6 +13,21 @@ Scope = Literal["absolute", "within_prompt"]
 Preference = Literal["first", "second", "tie"]
 Priority = Literal["interactive", "bulk"]
 State = Literal["available", "loading", "ready", "failed"]
+Decision = Literal["accept", "review", "reject"]
+"""From the mildest to the most severe."""
+Scale = Literal["raw", "calibrated", "percentile"]
+ReasonKind = Literal["below", "above", "between", "flag", "missing"]
+Flag = Literal[
+    "degraded",
+    "prompt_truncated",
+    "resized",
+    "first_frame_only",
+    "orientation_applied",
+    "alpha_flattened",
+    "depth_scaled",
+    "colour_converted",
+]
+"""What reports say: on the scores (degraded), the prompt, and the picture (as in :class:`ImageReport`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +154,65 @@ class PrefetchResult:
 
     accepted: int
     refused: tuple[ItemResult, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a policy decided: one condition that held.
+
+    ``rule`` is the policy's rule, empty if a score is ``missing``; ``code`` its reason for machines, ``message`` for
+    people. ``value`` of ``dimension`` on ``scale`` is below or above ``threshold``, or between ``threshold`` and
+    ``upper``, both included; or ``flag`` is set. What does not apply is empty or ``None``.
+    """
+
+    rule: str
+    decision: Decision
+    code: str
+    message: str
+    kind: ReasonKind
+    dimension: str = ""
+    scale: Scale | None = None
+    value: float | None = None
+    threshold: float | None = None
+    upper: float | None = None
+    flag: Flag | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a moderation policy says about one picture.
+
+    ``reasons`` has the most severe first, and is empty where no rule spoke: then the policy's default holds. ``scores``
+    are those that the policy looked at; ``image`` is ``None`` if none could be had.
+    """
+
+    decision: Decision
+    reasons: tuple[Reason, ...]
+    policy: str
+    policy_version: str
+    scores: tuple[Score, ...] = ()
+    image: ImageReport | None = None
+    prompt: PromptReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInfo:
+    """A moderation policy of the server: the dimensions that it looks at, of which model, and what else it decides.
+
+    ``default`` holds where no rule speaks, ``missing`` where a score is not there. An empty ``model`` or
+    ``model_version`` means the server's default model or the newest loaded version.
+    """
+
+    name: str
+    version: str
+    description: str
+    model: str
+    model_version: str
+    dimensions: tuple[str, ...]
+    rules: tuple[str, ...]
+    default: Decision
+    missing: Decision
+    is_default: bool
 
 
 @dataclass(frozen=True, slots=True)
