@@ -31,6 +31,13 @@ class Preference(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PREFERENCE_FIRST: _ClassVar[Preference]
     PREFERENCE_SECOND: _ClassVar[Preference]
     PREFERENCE_TIE: _ClassVar[Preference]
+
+class Decision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DECISION_UNSPECIFIED: _ClassVar[Decision]
+    DECISION_ACCEPT: _ClassVar[Decision]
+    DECISION_REVIEW: _ClassVar[Decision]
+    DECISION_REJECT: _ClassVar[Decision]
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_INTERACTIVE: Priority
 PRIORITY_BULK: Priority
@@ -44,6 +51,10 @@ PREFERENCE_UNSPECIFIED: Preference
 PREFERENCE_FIRST: Preference
 PREFERENCE_SECOND: Preference
 PREFERENCE_TIE: Preference
+DECISION_UNSPECIFIED: Decision
+DECISION_ACCEPT: Decision
+DECISION_REVIEW: Decision
+DECISION_REJECT: Decision
 
 class Image(_message.Message):
     __slots__ = ("encoded", "raw", "url")
@@ -294,3 +305,125 @@ class DimensionComparison(_message.Message):
     first: Score
     second: Score
     def __init__(self, dimension: _Optional[str] = ..., preference: _Optional[_Union[Preference, str]] = ..., first: _Optional[_Union[Score, _Mapping]] = ..., second: _Optional[_Union[Score, _Mapping]] = ...) -> None: ...
+
+class ModerateRequest(_message.Message):
+    __slots__ = ("image", "prompt", "policy", "policy_version", "priority")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    image: Image
+    prompt: str
+    policy: str
+    policy_version: str
+    priority: Priority
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., policy: _Optional[str] = ..., policy_version: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+
+class ModerateResponse(_message.Message):
+    __slots__ = ("verdict",)
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    verdict: Verdict
+    def __init__(self, verdict: _Optional[_Union[Verdict, _Mapping]] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("decision", "reasons", "policy", "policy_version", "scores", "image", "prompt")
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    decision: Decision
+    reasons: _containers.RepeatedCompositeFieldContainer[Reason]
+    policy: str
+    policy_version: str
+    scores: _containers.RepeatedCompositeFieldContainer[Score]
+    image: ImageReport
+    prompt: PromptReport
+    def __init__(self, decision: _Optional[_Union[Decision, str]] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., policy: _Optional[str] = ..., policy_version: _Optional[str] = ..., scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., image: _Optional[_Union[ImageReport, _Mapping]] = ..., prompt: _Optional[_Union[PromptReport, _Mapping]] = ...) -> None: ...
+
+class Reason(_message.Message):
+    __slots__ = ("rule", "decision", "code", "message", "kind", "dimension", "scale", "value", "threshold", "upper", "flag")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Reason.Kind]
+        KIND_BELOW: _ClassVar[Reason.Kind]
+        KIND_ABOVE: _ClassVar[Reason.Kind]
+        KIND_BETWEEN: _ClassVar[Reason.Kind]
+        KIND_FLAG: _ClassVar[Reason.Kind]
+        KIND_MISSING: _ClassVar[Reason.Kind]
+    KIND_UNSPECIFIED: Reason.Kind
+    KIND_BELOW: Reason.Kind
+    KIND_ABOVE: Reason.Kind
+    KIND_BETWEEN: Reason.Kind
+    KIND_FLAG: Reason.Kind
+    KIND_MISSING: Reason.Kind
+    class Scale(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        SCALE_UNSPECIFIED: _ClassVar[Reason.Scale]
+        SCALE_RAW: _ClassVar[Reason.Scale]
+        SCALE_CALIBRATED: _ClassVar[Reason.Scale]
+        SCALE_PERCENTILE: _ClassVar[Reason.Scale]
+    SCALE_UNSPECIFIED: Reason.Scale
+    SCALE_RAW: Reason.Scale
+    SCALE_CALIBRATED: Reason.Scale
+    SCALE_PERCENTILE: Reason.Scale
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    UPPER_FIELD_NUMBER: _ClassVar[int]
+    FLAG_FIELD_NUMBER: _ClassVar[int]
+    rule: str
+    decision: Decision
+    code: str
+    message: str
+    kind: Reason.Kind
+    dimension: str
+    scale: Reason.Scale
+    value: float
+    threshold: float
+    upper: float
+    flag: str
+    def __init__(self, rule: _Optional[str] = ..., decision: _Optional[_Union[Decision, str]] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., kind: _Optional[_Union[Reason.Kind, str]] = ..., dimension: _Optional[str] = ..., scale: _Optional[_Union[Reason.Scale, str]] = ..., value: _Optional[float] = ..., threshold: _Optional[float] = ..., upper: _Optional[float] = ..., flag: _Optional[str] = ...) -> None: ...
+
+class PoliciesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PoliciesResponse(_message.Message):
+    __slots__ = ("policies",)
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    policies: _containers.RepeatedCompositeFieldContainer[Policy]
+    def __init__(self, policies: _Optional[_Iterable[_Union[Policy, _Mapping]]] = ...) -> None: ...
+
+class Policy(_message.Message):
+    __slots__ = ("name", "version", "description", "model", "model_version", "dimensions", "rules", "default", "missing", "is_default")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    description: str
+    model: str
+    model_version: str
+    dimensions: _containers.RepeatedScalarFieldContainer[str]
+    rules: _containers.RepeatedScalarFieldContainer[str]
+    default: Decision
+    missing: Decision
+    is_default: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., description: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., dimensions: _Optional[_Iterable[str]] = ..., rules: _Optional[_Iterable[str]] = ..., default: _Optional[_Union[Decision, str]] = ..., missing: _Optional[_Union[Decision, str]] = ..., is_default: bool = ...) -> None: ...

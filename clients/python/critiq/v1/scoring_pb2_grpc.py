@@ -64,6 +64,16 @@ class ScoringStub(object):
                 request_serializer=critiq_dot_v1_dot_scoring__pb2.ScoreBatchRequest.SerializeToString,
                 response_deserializer=critiq_dot_v1_dot_scoring__pb2.PrefetchResponse.FromString,
                 _registered_method=True)
+        self.Moderate = channel.unary_unary(
+                '/critiq.v1.Scoring/Moderate',
+                request_serializer=critiq_dot_v1_dot_scoring__pb2.ModerateRequest.SerializeToString,
+                response_deserializer=critiq_dot_v1_dot_scoring__pb2.ModerateResponse.FromString,
+                _registered_method=True)
+        self.Policies = channel.unary_unary(
+                '/critiq.v1.Scoring/Policies',
+                request_serializer=critiq_dot_v1_dot_scoring__pb2.PoliciesRequest.SerializeToString,
+                response_deserializer=critiq_dot_v1_dot_scoring__pb2.PoliciesResponse.FromString,
+                _registered_method=True)
 
 
 class ScoringServicer(object):
@@ -127,6 +137,24 @@ class ScoringServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Moderate(self, request, context):
+        """Scores one picture in the dimensions that a moderation policy looks at, and says what the policy decides. A score that
+        the model cannot give (features are missing, a dimension needs a prompt and there is none) does not fail the call: the
+        policy says what that means. Quality is not safety: no policy finds what must not be shown.
+        NOT_FOUND           no such policy or version; the message lists the known ones
+        others              as for Score
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Policies(self, request, context):
+        """The moderation policies of this server, by name, the newest version last. They are files that its settings name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScoringServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -159,6 +187,16 @@ def add_ScoringServicer_to_server(servicer, server):
                     servicer.Prefetch,
                     request_deserializer=critiq_dot_v1_dot_scoring__pb2.ScoreBatchRequest.FromString,
                     response_serializer=critiq_dot_v1_dot_scoring__pb2.PrefetchResponse.SerializeToString,
+            ),
+            'Moderate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Moderate,
+                    request_deserializer=critiq_dot_v1_dot_scoring__pb2.ModerateRequest.FromString,
+                    response_serializer=critiq_dot_v1_dot_scoring__pb2.ModerateResponse.SerializeToString,
+            ),
+            'Policies': grpc.unary_unary_rpc_method_handler(
+                    servicer.Policies,
+                    request_deserializer=critiq_dot_v1_dot_scoring__pb2.PoliciesRequest.FromString,
+                    response_serializer=critiq_dot_v1_dot_scoring__pb2.PoliciesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -323,6 +361,60 @@ class Scoring(object):
             '/critiq.v1.Scoring/Prefetch',
             critiq_dot_v1_dot_scoring__pb2.ScoreBatchRequest.SerializeToString,
             critiq_dot_v1_dot_scoring__pb2.PrefetchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Moderate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/critiq.v1.Scoring/Moderate',
+            critiq_dot_v1_dot_scoring__pb2.ModerateRequest.SerializeToString,
+            critiq_dot_v1_dot_scoring__pb2.ModerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Policies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/critiq.v1.Scoring/Policies',
+            critiq_dot_v1_dot_scoring__pb2.PoliciesRequest.SerializeToString,
+            critiq_dot_v1_dot_scoring__pb2.PoliciesResponse.FromString,
             options,
             channel_credentials,
             insecure,
