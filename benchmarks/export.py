@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.checkpoints import MAKERS
+from benchmarks.checkpoints import MAKERS, OPTIONS
 from critiq_exporters.core.evaluate import Arrays, evaluate, open_session, open_tokenizers, torch_run
 from critiq_exporters.core.exportable import Exportable
 from critiq_exporters.core.graphs import write_graph
@@ -45,7 +45,7 @@ def main() -> None:
     for family in [*given, *(name for name in options.family or MAKERS if name not in given)]:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(given[family]) if family in given else MAKERS[family](Path(folder))
-            model = FAMILIES[family].load(checkpoint)
+            model = FAMILIES[family].load(checkpoint, **({} if family in given else OPTIONS.get(family, {})))
             for row in _rows(model, Path(folder), options.batch, options.rounds, options.most_seconds):
                 table.add_row(family, *row)
                 console.print(family, *row)
@@ -98,8 +98,10 @@ def _graphs(
         target = folder / f"{stage.name}-{precision}.onnx"
         try:
             convert(precision, source, target)
-            sessions[precision] = open_session(target, 1)
-        except Exception as error:  # a graph that cannot be converted leaves its column empty
+            session = open_session(target, 1)
+            session.run(None, dict(sample))
+            sessions[precision] = session
+        except Exception as error:  # a graph that cannot be converted or run leaves its column empty
             print(f"{stage.name}: no {precision}: {type(error).__name__}: {error}")
     return sessions
 

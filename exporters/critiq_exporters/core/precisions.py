@@ -45,6 +45,13 @@ def convert(precision: Precision, source: Path, target: Path) -> None:
             weight_type=QuantType.QInt8,
             per_channel=True,
             op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=_products_with_vectors(model),
         )
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _products_with_vectors(model: onnx.ModelProto) -> list[str]:
+    """Names of nodes that onnxruntime quantises and then cannot run."""
+    vectors = {entry.name for entry in model.graph.initializer if len(entry.dims) < 2}
+    return [node.name for node in model.graph.node if node.op_type == "MatMul" and vectors & set(node.input)]
