@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from google.protobuf.message import Message
@@ -21,6 +19,7 @@ from critiq import types, wire
 from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import bodies, page, schemas
+from critiq_server.api.answers import REFERENCE, answer, dumps, operation, refusal
 from critiq_server.api.compat import faces
 from critiq_server.api.disconnects import unless_gone
 from critiq_server.api.live import add_live
@@ -28,10 +27,6 @@ from critiq_server.api.oip import rest as inference
 from critiq_server.queries import Item
 from critiq_server.service import Service
 from critiq_server.telemetry.faults import internal
-
-T = TypeVar("T")
-
-_REFERENCE = "#/components/schemas/{model}"
 
 DESCRIPTION = """Scores AI-generated images. Bodies are JSON, multipart forms, protobuf messages of the gRPC contract
 (`application/x-protobuf`), or for `/v1/score` the picture file itself with the rest in the query. The header
@@ -56,16 +51,16 @@ def rest_app(service: Service, is_ready: Callable[[], bool]) -> FastAPI:
 
 
 def _add_scoring(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/score", **_operation(schemas.ScoreJson, types.ScoreResult, "Score one picture", files=True))
+    @app.post("/v1/score", **operation(schemas.ScoreJson, types.ScoreResult, "Score one picture", files=True))
     async def score(request: Request) -> Response:
         query = await bodies.score_query(request)
         result = await unless_gone(request, service.score(query, bodies.timeout(request)))
-        return _answer(request, result, wire.result_to_proto)
+        return answer(request, result, wire.result_to_proto)
 
     # The same without FastAPI's layers, which take a third of what a request costs; theirs stays for the documents.
     app.router.routes.insert(0, Route("/v1/score", score, methods=["POST"]))
 
-    @app.post("/v1/score/batch", **_operation(schemas.BatchJson, schemas.BatchResultJson, "Score many pictures"))
+    @app.post("/v1/score/batch", **operation(schemas.BatchJson, schemas.BatchResultJson, "Score many pictures"))
     async def score_batch(request: Request) -> Response:
         items = await bodies.batch_items(request)
         results = await unless_gone(request, service.score_batch(items, bodies.timeout(request)))
@@ -73,59 +68,57 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         def to_proto(answer: dict[str, list[types.ItemResult]]) -> Message:
             return scoring_pb2.ScoreBatchResponse(results=[wire.item_to_proto(entry) for entry in answer["results"]])
 
-        return _answer(request, {"results": results}, to_proto)
+        return answer(request, {"results": results}, to_proto)
 
     @app.post(
         "/v1/score/stream",
-        **_operation(
-            schemas.BatchJson, schemas.ItemResultJson, "Score many, one JSON line each as soon as it is ready"
-        ),
+        **operation(schemas.BatchJson, schemas.ItemResultJson, "Score many, one JSON line each as soon as it is ready"),
     )
     async def score_stream(request: Request) -> Response:
         items = await bodies.batch_items(request)
         answers = service.score_stream(_feed(items), bodies.timeout(request))
         return StreamingResponse(_lines(answers), media_type="application/x-ndjson")
 
-    @app.post("/v1/rank", **_operation(schemas.RankJson, schemas.RankResultJson, "Order pictures of one prompt"))
+    @app.post("/v1/rank", **operation(schemas.RankJson, schemas.RankResultJson, "Order pictures of one prompt"))
     async def rank(request: Request) -> Response:
         arguments = await bodies.rank_arguments(request)
         result = await unless_gone(request, service.rank(**arguments, timeout=bodies.timeout(request)))
-        return _answer(request, result, wire.rank_to_proto)
+        return answer(request, result, wire.rank_to_proto)
 
-    @app.post("/v1/compare", **_operation(schemas.CompareJson, types.CompareResult, "Compare two pictures"))
+    @app.post("/v1/compare", **operation(schemas.CompareJson, types.CompareResult, "Compare two pictures"))
     async def compare(request: Request) -> Response:
         first, second = await bodies.compare_pair(request)
         result = await unless_gone(request, service.compare(first, second, bodies.timeout(request)))
-        return _answer(request, result, wire.compare_to_proto)
+        return answer(request, result, wire.compare_to_proto)
 
     @app.post(
         "/v1/prefetch",
-        **_operation(schemas.BatchJson, schemas.PrefetchResultJson, "Compute ahead what scoring will need"),
+        **operation(schemas.BatchJson, schemas.PrefetchResultJson, "Compute ahead what scoring will need"),
     )
     async def prefetch(request: Request) -> Response:
-        return _answer(request, service.prefetch(await bodies.batch_items(request)), wire.prefetch_to_proto)
+        return answer(request, service.prefetch(await bodies.batch_items(request)), wire.prefetch_to_proto)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models", **_operation(None, schemas.ModelsJson, "Known models"))
+    @app.get("/v1/models", **operation(None, schemas.ModelsJson, "Known models"))
     async def list_models(request: Request) -> Response:
         def to_proto(answer: dict[str, list[types.Model]]) -> Message:
             return models_pb2.ListModelsResponse(models=[wire.model_to_proto(model) for model in answer["models"]])
 
-        return _answer(request, {"models": service.models()}, to_proto)
+        return answer(request, {"models": service.models()}, to_proto)
 
-    @app.get("/v1/models/{name}", **_operation(None, types.Model, "One model"))
+    @app.get("/v1/models/{name}", **operation(None, types.Model, "One model"))
     async def get_model(request: Request, name: str, version: str = "") -> Response:
-        return _answer(request, service.model(name, version), wire.model_to_proto)
+        return answer(request, service.model(name, version), wire.model_to_proto)
 
-    @app.post("/v1/models/{name}/load", **_operation(None, types.Model, "Load a model"))
+    @app.post("/v1/models/{name}/load", **operation(None, types.Model, "Load a model"))
     async def load_model(request: Request, name: str, version: str = "") -> Response:
-        return _answer(request, await service.load(name, version), wire.model_to_proto)
+        return answer(request, await service.load(name, version), wire.model_to_proto)
 
-    @app.post("/v1/models/{name}/unload", **_operation(None, None, "Stop serving a model"))
+    @app.post("/v1/models/{name}/unload", **operation(None, None, "Stop serving a model"))
     async def unload_model(request: Request, name: str, version: str = "") -> Response:
         await service.unload(name, version)
-        return _answer(request, {}, lambda _: models_pb2.UnloadModelResponse())
+        return answer(request, {}, lambda _: models_pb2.UnloadModelResponse())
 
 
 def _add_health(app: FastAPI, is_ready: Callable[[], bool]) -> None:
@@ -143,42 +136,23 @@ def _add_health(app: FastAPI, is_ready: Callable[[], bool]) -> None:
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(CritiqError)
     async def known(request: Request, error: CritiqError) -> Response:
-        return _error(request, error)
+        return refusal(request, error)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return _error(request, Cancelled("the caller disconnected"))
+        return refusal(request, Cancelled("the caller disconnected"))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         kind = BY_HTTP_STATUS.get(error.status_code, InvalidArgument)
-        response = _error(request, kind(f"{error.detail} ({request.method} {request.url.path[:200]}; see /docs)"))
+        response = refusal(request, kind(f"{error.detail} ({request.method} {request.url.path[:200]}; see /docs)"))
         response.status_code = error.status_code
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> Response:
-        return _error(request, internal(request.url.path, error))
-
-
-def _operation(
-    body: type[Any] | None, answer: type[Any] | None, summary: str, *, files: bool = False
-) -> dict[str, Any]:
-    """What FastAPI needs to document a route whose body it does not read itself."""
-    errors = {
-        status: {"model": schemas.ErrorJson, "description": kind.__doc__ or ""}
-        for status, kind in BY_HTTP_STATUS.items()
-        if status in (400, 403, 404, 409, 413, 429, 500, 503, 504)
-    }
-    responses: dict[int, Any] = {200: {"model": answer} if answer is not None else {}, **errors}
-    operation: dict[str, Any] = {"summary": summary, "responses": responses, "response_model": None}
-    if body is not None:
-        content: dict[str, Any] = {bodies.JSON: {"schema": {"$ref": _REFERENCE.format(model=body.__name__)}}}
-        if files:
-            content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
-        operation["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
-    return operation
+        return refusal(request, internal(request.url.path, error))
 
 
 def _describe_bodies(app: FastAPI) -> None:
@@ -188,46 +162,11 @@ def _describe_bodies(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = describe()
         kinds = (schemas.ScoreJson, schemas.BatchJson, schemas.RankJson, schemas.CompareJson)
-        _, found = models_json_schema([(kind, "validation") for kind in kinds], ref_template=_REFERENCE)
+        _, found = models_json_schema([(kind, "validation") for kind in kinds], ref_template=REFERENCE)
         document["components"]["schemas"].update(found["$defs"])
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _answer(request: Request, value: T, to_proto: Callable[[T], Message]) -> Response:
-    if _wants_protobuf(request):
-        return Response(to_proto(value).SerializeToString(), media_type=bodies.PROTOBUF)
-    return Response(_dumps(value), media_type=bodies.JSON)
-
-
-def _error(request: Request, error: CritiqError) -> Response:
-    headers = {}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(math.ceil(error.retry_after))
-    if _wants_protobuf(request):
-        return Response(
-            wire.error_to_proto(error).SerializeToString(), error.http_status, headers, media_type=bodies.PROTOBUF
-        )
-    return Response(_dumps({"error": error}), error.http_status, headers, media_type=bodies.JSON)
-
-
-def _wants_protobuf(request: Request) -> bool:
-    accept = request.headers.get("accept", "")
-    if bodies.PROTOBUF in accept:
-        return True
-    return bodies.content_type(request) == bodies.PROTOBUF and bodies.JSON not in accept
-
-
-def _dumps(value: Any) -> bytes:
-    return orjson.dumps(value, default=_error_body)
-
-
-def _error_body(value: Any) -> dict[str, Any]:
-    if not isinstance(value, CritiqError):
-        raise TypeError(type(value).__name__)
-    retry = None if value.retry_after is None else wire.milliseconds(value.retry_after)
-    return {"code": value.code, "message": value.message, "field": value.field, "retry_after_ms": retry}
 
 
 async def _feed(items: list[Item]) -> AsyncIterator[Item]:
@@ -238,9 +177,9 @@ async def _feed(items: list[Item]) -> AsyncIterator[Item]:
 async def _lines(answers: AsyncIterator[types.ItemResult]) -> AsyncIterator[bytes]:
     try:
         async for answer in answers:
-            yield _dumps(answer) + b"\n"
+            yield dumps(answer) + b"\n"
     except CritiqError as error:
-        yield _dumps({"id": "", "result": None, "error": error}) + b"\n"
+        yield dumps({"id": "", "result": None, "error": error}) + b"\n"
 
 
 class _BodyLimit:
