@@ -25,39 +25,43 @@ _sym_db = _symbol_database.Default()
 from critiq.v1 import scoring_pb2 as critiq_dot_v1_dot_scoring__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63ritiq/v1/jobs.proto\x12\tcritiq.v1\x1a\x17\x63ritiq/v1/scoring.proto\"\xa9\x01\n\x10SubmitJobRequest\x12#\n\x05items\x18\x01 \x03(\x0b\x32\x14.critiq.v1.ScoreItem\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\t\x12/\n\x08\x63\x61llback\x18\x04 \x01(\x0b\x32\x1d.critiq.v1.JobCallbackRequest\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"!\n\x12JobCallbackRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\"\x9e\x02\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x05state\x18\x02 \x01(\x0e\x32\x13.critiq.v1.JobState\x12\r\n\x05items\x18\x03 \x01(\r\x12\x10\n\x08\x61nswered\x18\x04 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\r\x12\x0e\n\x06policy\x18\x06 \x01(\t\x12\x16\n\x0epolicy_version\x18\x07 \x01(\t\x12\x0f\n\x07\x63reated\x18\x08 \x01(\x01\x12\x14\n\x07started\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x66inished\x18\n \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05\x65rror\x18\x0b \x01(\t\x12(\n\x08\x63\x61llback\x18\x0c \x01(\x0b\x32\x16.critiq.v1.JobCallbackB\n\n\x08_startedB\x0b\n\t_finished\"\x99\x01\n\x0bJobCallback\x12\x0c\n\x04host\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.critiq.v1.JobCallbackState\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\r\x12\x12\n\nlast_error\x18\x04 \x01(\t\x12\x19\n\x0cnext_attempt\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_next_attempt\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"S\n\x0fListJobsRequest\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.critiq.v1.JobState\x12\r\n\x05limit\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"0\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.critiq.v1.Job\"=\n\x11JobResultsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\r\x12\r\n\x05limit\x18\x03 \x01(\r\"W\n\x12JobResultsResponse\x12%\n\x07results\x18\x01 \x03(\x0b\x32\x14.critiq.v1.JobResult\x12\x11\n\x04next\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_next\"s\n\tJobResult\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.critiq.v1.ScoreResponseH\x00\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x10.critiq.v1.ErrorH\x00\x42\t\n\x07outcome\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t*\x95\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x12\n\x0eJOB_STATE_DONE\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05*\xb9\x01\n\x10JobCallbackState\x12\"\n\x1eJOB_CALLBACK_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aJOB_CALLBACK_STATE_PENDING\x10\x01\x12 \n\x1cJOB_CALLBACK_STATE_DELIVERED\x10\x02\x12\x1e\n\x1aJOB_CALLBACK_STATE_REFUSED\x10\x03\x12\x1f\n\x1bJOB_CALLBACK_STATE_GIVEN_UP\x10\x04\x32\xae\x02\n\x04Jobs\x12\x35\n\x06Submit\x12\x1b.critiq.v1.SubmitJobRequest\x1a\x0e.critiq.v1.Job\x12/\n\x03Get\x12\x18.critiq.v1.GetJobRequest\x1a\x0e.critiq.v1.Job\x12?\n\x04List\x12\x1a.critiq.v1.ListJobsRequest\x1a\x1b.critiq.v1.ListJobsResponse\x12\x46\n\x07Results\x12\x1c.critiq.v1.JobResultsRequest\x1a\x1d.critiq.v1.JobResultsResponse\x12\x35\n\x06\x43\x61ncel\x12\x1b.critiq.v1.CancelJobRequest\x1a\x0e.critiq.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63ritiq/v1/jobs.proto\x12\tcritiq.v1\x1a\x17\x63ritiq/v1/scoring.proto\"\xa9\x01\n\x10SubmitJobRequest\x12#\n\x05items\x18\x01 \x03(\x0b\x32\x14.critiq.v1.ScoreItem\x12\x0e\n\x06policy\x18\x02 \x01(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\t\x12/\n\x08\x63\x61llback\x18\x04 \x01(\x0b\x32\x1d.critiq.v1.JobCallbackRequest\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"!\n\x12JobCallbackRequest\x12\x0b\n\x03url\x18\x01 \x01(\t\"\x82\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x05state\x18\x02 \x01(\x0e\x32\x13.critiq.v1.JobState\x12\r\n\x05items\x18\x03 \x01(\r\x12\x10\n\x08\x61nswered\x18\x04 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\r\x12\x0e\n\x06policy\x18\x06 \x01(\t\x12\x16\n\x0epolicy_version\x18\x07 \x01(\t\x12\x0f\n\x07\x63reated\x18\x08 \x01(\x01\x12\x14\n\x07started\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x66inished\x18\n \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05\x65rror\x18\x0b \x01(\t\x12(\n\x08\x63\x61llback\x18\x0c \x01(\x0b\x32\x16.critiq.v1.JobCallback\x12\x30\n\tdecisions\x18\r \x03(\x0b\x32\x1d.critiq.v1.Job.DecisionsEntry\x1a\x30\n\x0e\x44\x65\x63isionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x42\n\n\x08_startedB\x0b\n\t_finished\"\x99\x01\n\x0bJobCallback\x12\x0c\n\x04host\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.critiq.v1.JobCallbackState\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\r\x12\x12\n\nlast_error\x18\x04 \x01(\t\x12\x19\n\x0cnext_attempt\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_next_attempt\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"S\n\x0fListJobsRequest\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.critiq.v1.JobState\x12\r\n\x05limit\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"0\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.critiq.v1.Job\"=\n\x11JobResultsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\r\x12\r\n\x05limit\x18\x03 \x01(\r\"W\n\x12JobResultsResponse\x12%\n\x07results\x18\x01 \x03(\x0b\x32\x14.critiq.v1.JobResult\x12\x11\n\x04next\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_next\"\x9a\x01\n\tJobResult\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.critiq.v1.ScoreResponseH\x00\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x10.critiq.v1.ErrorH\x00\x12%\n\x07verdict\x18\x04 \x01(\x0b\x32\x12.critiq.v1.VerdictH\x00\x42\t\n\x07outcome\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t*\x95\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x12\n\x0eJOB_STATE_DONE\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05*\xb9\x01\n\x10JobCallbackState\x12\"\n\x1eJOB_CALLBACK_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aJOB_CALLBACK_STATE_PENDING\x10\x01\x12 \n\x1cJOB_CALLBACK_STATE_DELIVERED\x10\x02\x12\x1e\n\x1aJOB_CALLBACK_STATE_REFUSED\x10\x03\x12\x1f\n\x1bJOB_CALLBACK_STATE_GIVEN_UP\x10\x04\x32\xae\x02\n\x04Jobs\x12\x35\n\x06Submit\x12\x1b.critiq.v1.SubmitJobRequest\x1a\x0e.critiq.v1.Job\x12/\n\x03Get\x12\x18.critiq.v1.GetJobRequest\x1a\x0e.critiq.v1.Job\x12?\n\x04List\x12\x1a.critiq.v1.ListJobsRequest\x1a\x1b.critiq.v1.ListJobsResponse\x12\x46\n\x07Results\x12\x1c.critiq.v1.JobResultsRequest\x1a\x1d.critiq.v1.JobResultsResponse\x12\x35\n\x06\x43\x61ncel\x12\x1b.critiq.v1.CancelJobRequest\x1a\x0e.critiq.v1.Jobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'critiq.v1.jobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBSTATE']._serialized_start=1178
-  _globals['_JOBSTATE']._serialized_end=1327
-  _globals['_JOBCALLBACKSTATE']._serialized_start=1330
-  _globals['_JOBCALLBACKSTATE']._serialized_end=1515
+  _globals['_JOB_DECISIONSENTRY']._loaded_options = None
+  _globals['_JOB_DECISIONSENTRY']._serialized_options = b'8\001'
+  _globals['_JOBSTATE']._serialized_start=1318
+  _globals['_JOBSTATE']._serialized_end=1467
+  _globals['_JOBCALLBACKSTATE']._serialized_start=1470
+  _globals['_JOBCALLBACKSTATE']._serialized_end=1655
   _globals['_SUBMITJOBREQUEST']._serialized_start=61
   _globals['_SUBMITJOBREQUEST']._serialized_end=230
   _globals['_JOBCALLBACKREQUEST']._serialized_start=232
   _globals['_JOBCALLBACKREQUEST']._serialized_end=265
   _globals['_JOB']._serialized_start=268
-  _globals['_JOB']._serialized_end=554
-  _globals['_JOBCALLBACK']._serialized_start=557
-  _globals['_JOBCALLBACK']._serialized_end=710
-  _globals['_GETJOBREQUEST']._serialized_start=712
-  _globals['_GETJOBREQUEST']._serialized_end=739
-  _globals['_LISTJOBSREQUEST']._serialized_start=741
-  _globals['_LISTJOBSREQUEST']._serialized_end=824
-  _globals['_LISTJOBSRESPONSE']._serialized_start=826
-  _globals['_LISTJOBSRESPONSE']._serialized_end=874
-  _globals['_JOBRESULTSREQUEST']._serialized_start=876
-  _globals['_JOBRESULTSREQUEST']._serialized_end=937
-  _globals['_JOBRESULTSRESPONSE']._serialized_start=939
-  _globals['_JOBRESULTSRESPONSE']._serialized_end=1026
-  _globals['_JOBRESULT']._serialized_start=1028
-  _globals['_JOBRESULT']._serialized_end=1143
-  _globals['_CANCELJOBREQUEST']._serialized_start=1145
-  _globals['_CANCELJOBREQUEST']._serialized_end=1175
-  _globals['_JOBS']._serialized_start=1518
-  _globals['_JOBS']._serialized_end=1820
+  _globals['_JOB']._serialized_end=654
+  _globals['_JOB_DECISIONSENTRY']._serialized_start=581
+  _globals['_JOB_DECISIONSENTRY']._serialized_end=629
+  _globals['_JOBCALLBACK']._serialized_start=657
+  _globals['_JOBCALLBACK']._serialized_end=810
+  _globals['_GETJOBREQUEST']._serialized_start=812
+  _globals['_GETJOBREQUEST']._serialized_end=839
+  _globals['_LISTJOBSREQUEST']._serialized_start=841
+  _globals['_LISTJOBSREQUEST']._serialized_end=924
+  _globals['_LISTJOBSRESPONSE']._serialized_start=926
+  _globals['_LISTJOBSRESPONSE']._serialized_end=974
+  _globals['_JOBRESULTSREQUEST']._serialized_start=976
+  _globals['_JOBRESULTSREQUEST']._serialized_end=1037
+  _globals['_JOBRESULTSRESPONSE']._serialized_start=1039
+  _globals['_JOBRESULTSRESPONSE']._serialized_end=1126
+  _globals['_JOBRESULT']._serialized_start=1129
+  _globals['_JOBRESULT']._serialized_end=1283
+  _globals['_CANCELJOBREQUEST']._serialized_start=1285
+  _globals['_CANCELJOBREQUEST']._serialized_end=1315
+  _globals['_JOBS']._serialized_start=1658
+  _globals['_JOBS']._serialized_end=1960
 # @@protoc_insertion_point(module_scope)

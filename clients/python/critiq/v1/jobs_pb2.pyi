@@ -57,7 +57,14 @@ class JobCallbackRequest(_message.Message):
     def __init__(self, url: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "state", "items", "answered", "failed", "policy", "policy_version", "created", "started", "finished", "error", "callback")
+    __slots__ = ("id", "state", "items", "answered", "failed", "policy", "policy_version", "created", "started", "finished", "error", "callback", "decisions")
+    class DecisionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +77,7 @@ class Job(_message.Message):
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     CALLBACK_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
     id: str
     state: JobState
     items: int
@@ -82,7 +90,8 @@ class Job(_message.Message):
     finished: float
     error: str
     callback: JobCallback
-    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., items: _Optional[int] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., policy: _Optional[str] = ..., policy_version: _Optional[str] = ..., created: _Optional[float] = ..., started: _Optional[float] = ..., finished: _Optional[float] = ..., error: _Optional[str] = ..., callback: _Optional[_Union[JobCallback, _Mapping]] = ...) -> None: ...
+    decisions: _containers.ScalarMap[str, int]
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., items: _Optional[int] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., policy: _Optional[str] = ..., policy_version: _Optional[str] = ..., created: _Optional[float] = ..., started: _Optional[float] = ..., finished: _Optional[float] = ..., error: _Optional[str] = ..., callback: _Optional[_Union[JobCallback, _Mapping]] = ..., decisions: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class JobCallback(_message.Message):
     __slots__ = ("host", "state", "attempts", "last_error", "next_attempt")
@@ -139,14 +148,16 @@ class JobResultsResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[JobResult, _Mapping]]] = ..., next: _Optional[int] = ...) -> None: ...
 
 class JobResult(_message.Message):
-    __slots__ = ("id", "response", "error")
+    __slots__ = ("id", "response", "error", "verdict")
     ID_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
     id: str
     response: _scoring_pb2.ScoreResponse
     error: _scoring_pb2.Error
-    def __init__(self, id: _Optional[str] = ..., response: _Optional[_Union[_scoring_pb2.ScoreResponse, _Mapping]] = ..., error: _Optional[_Union[_scoring_pb2.Error, _Mapping]] = ...) -> None: ...
+    verdict: _scoring_pb2.Verdict
+    def __init__(self, id: _Optional[str] = ..., response: _Optional[_Union[_scoring_pb2.ScoreResponse, _Mapping]] = ..., error: _Optional[_Union[_scoring_pb2.Error, _Mapping]] = ..., verdict: _Optional[_Union[_scoring_pb2.Verdict, _Mapping]] = ...) -> None: ...
 
 class CancelJobRequest(_message.Message):
     __slots__ = ("id",)
