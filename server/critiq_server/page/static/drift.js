@@ -1,0 +1,4 @@
+export class Drift {
+  constructor(node) { this.node = node; }
+  shown() {}
+}
