@@ -33,10 +33,14 @@ from critiq_server.features.records import Features
 from critiq_server.features.store import StoreError
 from critiq_server.features.tiers import Report
 from critiq_server.images.remote import RemotePictures
+from critiq_server.moderation import Moderation, load_policies
 from critiq_server.registry import Registry
 from critiq_server.runtime.lmm.pool import Lmms
 from critiq_server.runtime.lmm.stage import Question
 from critiq_server.runtime.onnx import CPU, usable_cores
+from critiq_server.scoring.drift import DriftMonitor
+from critiq_server.scoring.drift_metrics import DriftCollector
+from critiq_server.scoring.policy_files import PolicyError
 from critiq_server.service import Service
 from critiq_server.settings import LOOPBACK, Settings
 from critiq_server.telemetry.metrics import Metrics
@@ -65,14 +69,17 @@ class App:
         """Loads the models and listens.
 
         Raises:
-            StartError: a port is taken, a store on disk cannot be opened, or no model could be loaded.
+            StartError: a port is taken, a store on disk cannot be opened, a moderation policy cannot be used, or no
+                model could be loaded.
         """
         try:
+            self._policies = load_policies(self.settings.moderation)
             self.service = self._build_service()
-        except StoreError as error:
+        except (StoreError, PolicyError) as error:
             raise StartError(str(error)) from error
-        self._grpc = GrpcFace(self.service, self._is_ready)
-        self._rest = _Uvicorn(rest_app(self.service, self._is_ready))
+        self.moderation = Moderation(self.service, self._policies)
+        self._grpc = GrpcFace(self.service, self._is_ready, self.moderation)
+        self._rest = _Uvicorn(rest_app(self.service, self._is_ready, self.moderation))
         self._listen()
         self._serving = [
             asyncio.create_task(face.serve(sockets=[opened]))
@@ -81,6 +88,7 @@ class App:
         await self._grpc.server.start()
         await self._load_models()
         self._ready = True
+        self._watching = asyncio.create_task(self._watch_drift())
         await self._announce(True)
 
     async def stop(self, grace: float | None = None) -> None:
@@ -98,11 +106,20 @@ class App:
         await asyncio.gather(self._grpc.server.stop(1.0), *self._serving, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.service.registry.close(), 5.0)
+        self._watching.cancel()
+        self._drift.close()
         if self._below is not None:
             await self._below.close()
         self._workers.close()
         self._metrics_server.shutdown()
         self._metrics_server.server_close()
+
+    async def _watch_drift(self) -> None:
+        while self.settings.drift.enabled:
+            await asyncio.sleep(self.settings.drift.check_seconds)
+            for origin, series in self._drift.fresh():
+                self._drift.look(origin, series)
+                await asyncio.sleep(0)  # about a millisecond each: requests come in between
 
     def _is_ready(self) -> bool:
         return self._ready and self.service.registry.ready
@@ -138,14 +155,22 @@ class App:
             self._serve_model,
             self._on_model_change,
             Lmms(settings.lmm),
+            lambda manifest: self._policies.unfit(manifest, settings.models.default),
         )
-        engine = Engine(store, on_lookup, self._below)
+        self._drift = DriftMonitor(settings.drift)
+        metrics.registry.register(DriftCollector(self._drift.all))
+
+        def on_output(served: ServedModel, stage: str, features: Features) -> None:
+            self._drift.embed(served.model.manifest, stage, features)
+
+        engine = Engine(store, on_lookup, self._below, on_output)
         remote = RemotePictures(settings.urls, settings.limits.image, lambda code: metrics.downloads.labels(code).inc())
-        return Service(settings, registry, engine, darkroom, admission, metrics, remote)
+        return Service(settings, registry, engine, darkroom, admission, metrics, remote, self._drift)
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:
         """Puts a batcher in front of each stage."""
         settings, name = self.settings, model.manifest.name
+        self._drift.serve(model.manifest, model.vectors)
         batchers: dict[str, StageBatcher | Lane] = {}
         for stage_name, stage in model.stages.items():
             if stage.lmm is None:
@@ -263,6 +288,10 @@ class App:
             raise StartError(
                 f"the default model {registry.default!r} is not served: {'; '.join(failures) or 'not found'}"
             )
+        try:
+            self.moderation.check()
+        except PolicyError as error:
+            raise StartError(str(error)) from error
 
     async def _announce(self, serving: bool) -> None:
         for name in ("", "critiq.v1.Scoring", "critiq.v1.Models", "inference.GRPCInferenceService"):

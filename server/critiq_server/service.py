@@ -43,6 +43,7 @@ from critiq_server.queries import (
     worth_fetching,
 )
 from critiq_server.registry import Registry
+from critiq_server.scoring.drift import DriftMonitor
 from critiq_server.scoring.judgement import Judgement
 from critiq_server.scoring.ranking import alike, comparison, placed, ranking, unlike
 from critiq_server.settings import Settings
@@ -67,11 +68,13 @@ class Service:
         admission: Admission,
         metrics: Metrics,
         remote: RemotePictures,
+        drift: DriftMonitor,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.admission = admission
         self.metrics = metrics
+        self.drift = drift
         self._engine = engine
         self._darkroom = darkroom
         self._remote = remote
@@ -82,9 +85,9 @@ class Service:
         self._scores = cache(metrics.scores.labels)
         self._fetching: set[asyncio.Future[None]] = set()
 
-    async def score(self, query: Query, timeout: float | None = None) -> types.ScoreResult:
-        """Scores one picture."""
-        with self._observed("score", query.target.model, pictures=1), self._admitted([query]):
+    async def score(self, query: Query, timeout: float | None = None, *, operation: str = "score") -> types.ScoreResult:
+        """Scores one picture; in the metrics it is counted as ``operation``."""
+        with self._observed(operation, query.target.model, pictures=1), self._admitted([query]):
             return await self._within(timeout, query.priority, lambda call: self._score(query, call))
 
     async def score_batch(self, items: Sequence[Item], timeout: float | None = None) -> list[types.ItemResult]:
@@ -304,6 +307,7 @@ class Service:
                 scores.append(judgement.score(raw, from_store=dimension.stage in evaluation.from_store))
             self._count_scores(scores)
             report = picture.report
+            self.drift.observe(served.model.manifest, scores, report, len(query.image.data), len(prompt))
             views = served.model.plan(outputs).views
             if any(resizes(view, report.height, report.width) for view in views):
                 report = replace(report, resized=True)

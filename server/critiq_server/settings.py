@@ -17,6 +17,8 @@ from critiq_server.images.remote import UrlSettings
 from critiq_server.page.settings import PageSettings
 from critiq_server.runtime.lmm.settings import LmmSettings
 from critiq_server.runtime.onnx import RuntimeSettings
+from critiq_server.scoring.moderation_settings import ModerationSettings
+from critiq_server.scoring.drift_settings import DriftSettings
 
 
 class _Section(BaseModel):
@@ -191,7 +193,9 @@ class Settings(BaseSettings):
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     lmm: LmmSettings = Field(default_factory=LmmSettings)
     compat: CompatSettings = Field(default_factory=CompatSettings)
+    moderation: ModerationSettings = Field(default_factory=ModerationSettings)
     page: PageSettings = Field(default_factory=PageSettings)
+    drift: DriftSettings = Field(default_factory=DriftSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
     @model_validator(mode="after")

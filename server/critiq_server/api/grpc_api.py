@@ -18,6 +18,7 @@ from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import translate
 from critiq_server.api.oip import rpc as inference
 from critiq_server.queries import Item
+from critiq_server.scoring.drift_labels import HEADER
 from critiq_server.service import Service
 from critiq_server.telemetry.faults import internal
 
@@ -104,6 +105,7 @@ class GrpcFace:
 
         async def handle(data: bytes, context: Context) -> Message:
             try:
+                self._note_label(context)
                 self._check_size(data)
                 return await method(translate.parse(kind, data), _remaining(context))
             except CritiqError as error:
@@ -123,6 +125,7 @@ class GrpcFace:
         return scoring_pb2.ScoreBatchResponse(results=[wire.item_to_proto(result) for result in results])
 
     async def _score_stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
+        self._note_label(context)
         try:
             async for result in self._service.score_stream(self._read_items(requests), _remaining(context)):
                 yield wire.item_to_proto(result)
@@ -137,6 +140,7 @@ class GrpcFace:
             yield translate.item(translate.parse(scoring_pb2.ScoreItem, data), "")
 
     async def _infer_stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
+        self._note_label(context)
         async for answer in self._inference.stream(requests, self._check_size, _remaining(context)):
             yield answer
 
@@ -171,6 +175,12 @@ class GrpcFace:
     async def _unload_model(self, request: models_pb2.UnloadModelRequest, timeout: float | None) -> Message:
         await self._service.unload(request.name, request.version)
         return models_pb2.UnloadModelResponse()
+
+    def _note_label(self, context: Context) -> None:
+        labels = self._service.drift.labels
+        if labels.allowed:
+            metadata: Any = context.invocation_metadata() or ()
+            labels.set(next((str(value) for key, value in metadata if key == HEADER), None))
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > self._request_bytes:

@@ -22,6 +22,7 @@ from critiq_server.api import bodies, page, schemas
 from critiq_server.api.answers import REFERENCE, answer, dumps, operation, refusal
 from critiq_server.api.compat import faces
 from critiq_server.api.disconnects import unless_gone
+from critiq_server.api.drift import Labelled, add_drift
 from critiq_server.api.live import add_live
 from critiq_server.api.oip import rest as inference
 from critiq_server.queries import Item
@@ -37,8 +38,10 @@ def rest_app(service: Service, is_ready: Callable[[], bool]) -> FastAPI:
     """The ASGI application."""
     app = FastAPI(title="critiq", version="1", description=DESCRIPTION, redoc_url=None)
     app.add_middleware(_BodyLimit, limit=service.settings.limits.request_bytes)
+    app.add_middleware(Labelled, labels=service.drift.labels)
     _add_scoring(app, service)
     _add_models(app, service)
+    add_drift(app, service)
     _add_health(app, is_ready)
     _add_errors(app)
     _describe_bodies(app)

@@ -77,6 +77,19 @@ class LoadedModel:
         return bool(self.manifest.asks_lmms)
 
     @cached_property
+    def vectors(self) -> Mapping[str, tuple[str, ...]]:
+        """By stage that sees the picture itself, in the manifest's order: its outputs that are single float vectors."""
+        return {
+            name: tuple(
+                output
+                for output, spec in stage.runtime.outputs.items()
+                if len(spec.shape) == 1 and spec.shape[0] and spec.dtype.startswith("float")
+            )
+            for name, stage in self.stages.items()
+            if any(isinstance(source, ImageInput) for _, source in stage.inputs)
+        }
+
+    @cached_property
     def views(self) -> frozenset[View]:
         """Every view of every stage."""
         return self.plan(frozenset(self.stages)).views

@@ -81,6 +81,7 @@ class Engine:
         store: in memory, for all stages that are cached at all.
         on_lookup: told (stage name, found?) of every look-up in memory.
         below: disk and network, for the stages whose outputs outlast the process; ``None``: there are none.
+        on_output: told (model, stage name, outputs) of what was computed by the stages that are cached.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class Engine:
         store: MemoryStore,
         on_lookup: Callable[[str, bool], None] = lambda stage, hit: None,
         below: LowerTiers | None = None,
+        on_output: Callable[[ServedModel, str, Features], None] = lambda served, stage, features: None,
     ) -> None:
         self.store = store
+        self.on_output = on_output
         self.below = below
         self._on_lookup = on_lookup
         self._flights: Flights[Features] = Flights()
@@ -215,6 +218,7 @@ class _Request:
     def _keep(self, name: str, outcome: asyncio.Future[Features]) -> None:
         if not outcome.cancelled() and outcome.exception() is None:
             self.engine.store.put(self.keys[name], outcome.result())
+            self.engine.on_output(self.served, name, outcome.result())
             if self.engine.below is not None and name in self.served.lasting:
                 self.engine.below.put(self.keys[name], outcome.result())
 
