@@ -152,7 +152,7 @@ def _ma_agiqa(dataset: Dataset, options: Options) -> Plan:
     ]
     if dataset.problems:
         notes.append(
-            f"the label file has {len(dataset.problems)} problems; each row that is left out moves the split away from "
+            f"the label file has {len(dataset.problems)} problem(s); each row that is left out moves the split away from "
             "the published one"
         )
     if len(dataset.pictures) == 20_000:

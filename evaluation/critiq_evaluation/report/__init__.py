@@ -1,0 +1,1 @@
+"""What an evaluation is read as: tables, figures, contact sheets, and one HTML file with all of them."""
