@@ -52,6 +52,7 @@ class Registry:
         serve: puts batchers in front of a loaded model.
         on_change: told (name, version, serving?) when a version starts or stops serving.
         lmms: opens the LMMs that models ask; ``None``: only stored features are served.
+        unfit: why a bundle may not be served here although it is sound; empty: it may.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class Registry:
         serve: Callable[[LoadedModel], ServedModel],
         on_change: Callable[[str, str, bool], None] = lambda name, version, serving: None,
         lmms: Lmms | None = None,
+        unfit: Callable[[Manifest], str] = lambda manifest: "",
     ) -> None:
         self._roots = roots
         self.default = default
         self._runtime = runtime
         self._serve = serve
         self.on_change = on_change
+        self._unfit = unfit
         self._lmms = lmms or Lmms(LmmSettings(on_miss="stored"))
         self._entries: dict[str, dict[str, _Entry]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -102,6 +105,9 @@ class Registry:
                     raise BrokenBundle(
                         f"its directory now holds {loaded.manifest.name!r} version {loaded.manifest.version!r}"
                     )
+                if problem := self._unfit(loaded.manifest):
+                    loaded.close()
+                    raise BrokenBundle(problem)
             except (BrokenBundle, ProviderUnavailable) as error:
                 entry.state = "failed" if old is None else "ready"
                 entry.reason = str(error)

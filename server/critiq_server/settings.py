@@ -19,6 +19,7 @@ from critiq_server.runtime.lmm.settings import LmmSettings
 from critiq_server.runtime.onnx import RuntimeSettings
 from critiq_server.scoring.moderation_settings import ModerationSettings
 from critiq_server.scoring.drift_settings import DriftSettings
+from critiq_server.scoring.moderation_settings import ModerationSettings
 
 
 class _Section(BaseModel):

@@ -36,7 +36,7 @@ async def score_query(request: Request) -> Query:
     """JSON, multipart, protobuf, or the file itself with the rest in the URL's query."""
     kind = content_type(request)
     if kind.startswith(FILES):
-        fields = _query_fields(request)
+        fields = _query_fields(request, _KNOWN)
         return Query(EncodedImage(await request.body()), fields.get("prompt", ""), _target(fields), _priority(fields))
     _check_no_query(request)
     if kind == PROTOBUF:
@@ -44,14 +44,29 @@ async def score_query(request: Request) -> Query:
     if kind == JSON:
         return (await _json(request, schemas.ScoreJson)).query()
     form = await _form(request, kind)
-    images = await _pictures(form, "image", "url")
-    if len(images) != 1:
-        raise InvalidArgument(
-            f"the form has {len(images)} files called 'image' or texts called 'url', one is due; see /v1/score/batch",
-            field="image",
-        )
+    image = await _picture(form)
     fields = _fields(form)
-    return Query(images[0], fields.get("prompt", ""), _target(fields), _priority(fields))
+    return Query(image, fields.get("prompt", ""), _target(fields), _priority(fields))
+
+
+async def moderate_query(request: Request) -> tuple[Query, str, str]:
+    """As :func:`score_query`, with the policy's name and version in place of the target; empty: the default."""
+    kind = content_type(request)
+    known = {"prompt", "policy", "policy_version", "priority"}
+    if kind.startswith(FILES):
+        fields = _query_fields(request, known)
+        query = Query(EncodedImage(await request.body()), fields.get("prompt", ""), priority=_priority(fields))
+        return query, fields.get("policy", ""), fields.get("policy_version", "")
+    _check_no_query(request)
+    if kind == PROTOBUF:
+        return translate.moderate_query(translate.parse(scoring_pb2.ModerateRequest, await request.body()))
+    if kind == JSON:
+        body = await _json(request, schemas.ModerateJson)
+        return body.query(), body.policy, body.policy_version
+    form = await _form(request, kind)
+    fields = _fields(form, known | {"url"})
+    query = Query(await _picture(form), fields.get("prompt", ""), priority=_priority(fields))
+    return query, fields.get("policy", ""), fields.get("policy_version", "")
 
 
 async def batch_items(request: Request) -> list[Item]:
@@ -197,6 +212,16 @@ def _utf8(text: str, field: str) -> str:
         ) from error
 
 
+async def _picture(form: FormData) -> ImageSource | RemoteImage:
+    images = await _pictures(form, "image", "url")
+    if len(images) != 1:
+        raise InvalidArgument(
+            f"the form has {len(images)} files called 'image' or texts called 'url', one is due; see /v1/score/batch",
+            field="image",
+        )
+    return images[0]
+
+
 async def _pictures(form: FormData, name: str, url_name: str) -> list[ImageSource | RemoteImage]:
     """The files called ``name`` and the URLs called ``url_name``, in the order of the form."""
     pictures: list[ImageSource | RemoteImage] = []
@@ -209,7 +234,7 @@ async def _pictures(form: FormData, name: str, url_name: str) -> list[ImageSourc
     return pictures
 
 
-def _query_fields(request: Request) -> dict[str, str]:
+def _query_fields(request: Request, known: Set[str]) -> dict[str, str]:
     """What stands in the URL beside a picture file."""
     try:
         text = request.scope["query_string"].decode("ascii")
@@ -221,7 +246,7 @@ def _query_fields(request: Request) -> dict[str, str]:
     fields: dict[str, str] = {}
     for name, value in pairs:
         fields[name] = f"{fields[name]},{value}" if name in fields else value
-    _check_fields(fields, "the URL's query", _KNOWN)
+    _check_fields(fields, "the URL's query", known)
     return fields
 
 
@@ -233,13 +258,13 @@ def _check_no_query(request: Request) -> None:
         )
 
 
-def _fields(form: FormData) -> dict[str, str]:
+def _fields(form: FormData, known: Set[str] | None = None) -> dict[str, str]:
     fields: dict[str, str] = {}
     for name in form:
         values = [value for value in form.getlist(name) if isinstance(value, str)]
         if values:
             fields[name] = ",".join(values)
-    _check_fields(fields, "the form", _KNOWN | _URLS)
+    _check_fields(fields, "the form", _KNOWN | _URLS if known is None else known)
     return fields
 
 

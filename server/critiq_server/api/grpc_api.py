@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -15,8 +16,9 @@ from grpc_reflection.v1alpha import reflection
 from critiq import wire
 from critiq.errors import CritiqError, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
-from critiq_server.api import translate
+from critiq_server.api import moderation, translate
 from critiq_server.api.oip import rpc as inference
+from critiq_server.moderation import Moderation
 from critiq_server.queries import Item
 from critiq_server.scoring.drift_labels import HEADER
 from critiq_server.service import Service
@@ -35,9 +37,10 @@ Unary = Callable[[M, float | None], Awaitable[Message]]
 class GrpcFace:
     """The services ``Scoring``, ``Models``, the Open Inference Protocol's, health and reflection on one port."""
 
-    def __init__(self, service: Service, is_ready: Callable[[], bool]) -> None:
+    def __init__(self, service: Service, is_ready: Callable[[], bool], moderation: Moderation) -> None:
         limit = service.settings.limits.request_bytes
         self._service = service
+        self._moderation = moderation
         self._inference = inference.InferenceFace(service, is_ready)
         self._request_bytes = limit
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -76,6 +79,8 @@ class GrpcFace:
             "Rank": self._unary(scoring_pb2.RankRequest, self._rank),
             "Compare": self._unary(scoring_pb2.CompareRequest, self._compare),
             "Prefetch": self._unary(scoring_pb2.ScoreBatchRequest, self._prefetch),
+            "Moderate": self._unary(scoring_pb2.ModerateRequest, partial(moderation.moderate, self._moderation)),
+            "Policies": self._unary(scoring_pb2.PoliciesRequest, partial(moderation.policies, self._moderation)),
         }
         models = {
             "List": self._unary(models_pb2.ListModelsRequest, self._list_models),

@@ -24,7 +24,9 @@ from critiq_server.api.compat import faces
 from critiq_server.api.disconnects import unless_gone
 from critiq_server.api.drift import Labelled, add_drift
 from critiq_server.api.live import add_live
+from critiq_server.api.moderation import add_moderation
 from critiq_server.api.oip import rest as inference
+from critiq_server.moderation import Moderation
 from critiq_server.queries import Item
 from critiq_server.service import Service
 from critiq_server.telemetry.faults import internal
@@ -34,12 +36,13 @@ DESCRIPTION = """Scores AI-generated images. Bodies are JSON, multipart forms, p
 `Critiq-Timeout-Ms` sets a deadline. Errors are `{"error": {code, message, field, retry_after_ms}}`."""
 
 
-def rest_app(service: Service, is_ready: Callable[[], bool]) -> FastAPI:
+def rest_app(service: Service, is_ready: Callable[[], bool], moderation: Moderation) -> FastAPI:
     """The ASGI application."""
     app = FastAPI(title="critiq", version="1", description=DESCRIPTION, redoc_url=None)
     app.add_middleware(_BodyLimit, limit=service.settings.limits.request_bytes)
     app.add_middleware(Labelled, labels=service.drift.labels)
     _add_scoring(app, service)
+    add_moderation(app, moderation)
     _add_models(app, service)
     add_drift(app, service)
     _add_health(app, is_ready)
@@ -164,7 +167,7 @@ def _describe_bodies(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = describe()
-        kinds = (schemas.ScoreJson, schemas.BatchJson, schemas.RankJson, schemas.CompareJson)
+        kinds = (schemas.ScoreJson, schemas.BatchJson, schemas.RankJson, schemas.CompareJson, schemas.ModerateJson)
         _, found = models_json_schema([(kind, "validation") for kind in kinds], ref_template=REFERENCE)
         document["components"]["schemas"].update(found["$defs"])
         return document

@@ -66,6 +66,17 @@ class ScoreJson(_Asked):
         return Query(self.image.source(), self.prompt, self.target(), self.level())
 
 
+class ModerateJson(_Body):
+    image: ImageJson
+    prompt: str = Field("", description="The text that the picture was made from; empty: none.")
+    policy: str = Field("", description="Default: the server's default policy.")
+    policy_version: str = Field("", description="Default: the newest one.")
+    priority: Literal["interactive", "bulk"] = "interactive"
+
+    def query(self) -> Query:
+        return Query(self.image.source(), self.prompt, priority=Priority[self.priority.upper()])
+
+
 class ItemJson(ScoreJson):
     id: str = Field("", description="Echoed in the answer; default: the item's index.")
 
@@ -134,6 +145,14 @@ class PrefetchResultJson(BaseModel):
 
     accepted: int
     refused: list[ItemResultJson]
+
+
+class VerdictJson(BaseModel):
+    verdict: types.Verdict
+
+
+class PoliciesJson(BaseModel):
+    policies: list[types.PolicyInfo]
 
 
 class ModelsJson(BaseModel):

@@ -37,6 +37,12 @@ def query(request: scoring_pb2.ScoreRequest) -> Query:
     return Query(image(request.image), request.prompt, target(request.target), priority(request.priority))
 
 
+def moderate_query(request: scoring_pb2.ModerateRequest) -> tuple[Query, str, str]:
+    """The query, and the name and version of the policy. Raises ``InvalidArgument`` if there is no picture."""
+    query = Query(image(request.image), request.prompt, priority=priority(request.priority))
+    return query, request.policy, request.policy_version
+
+
 def item(entry: scoring_pb2.ScoreItem, default_id: str) -> Item:
     """An item with its query, or with the error of reading it."""
     name = entry.id or default_id

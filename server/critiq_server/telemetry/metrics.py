@@ -133,6 +133,12 @@ class Metrics:
             buckets=_SCORES,
             registry=registry,
         )
+        self.decisions = Counter(
+            "critiq_decisions_total",
+            "Verdicts given, by moderation policy and decision (accept, review, reject).",
+            ["policy", "decision"],
+            registry=registry,
+        )
         self.models = Gauge(
             "critiq_model_ready", "1 while a version is served.", ["model", "version"], registry=registry
         )
