@@ -96,7 +96,10 @@ export function bar(value) {
     value > 0 && svg("rect", { class: `fill ${band(value)}`, width: 100 * Math.min(1, value), height: 6, rx: 3 }));
 }
 
-/** Bars side by side. `series`: [{className, shares}], each drawn over the same bins; `labels` stand along the axis. */
+/**
+ * Bars side by side. `series`: [{className, shares}], each drawn over the same bins; `labels` stand along the axis, each
+ * under its bin where there is one a bin.
+ */
 export function bars(series, labels, words) {
   const count = Math.max(1, series[0]?.shares.length ?? 0);
   const tallest = Math.max(1e-12, ...series.flatMap((entry) => entry.shares));
@@ -106,7 +109,7 @@ export function bars(series, labels, words) {
     const height = Math.max(1, (60 * share) / tallest);
     return svg("rect", { class: className, x: left, y: 64 - height, width: part, height });
   };
-  return el("div", { class: "bars" },
+  return el("div", { class: labels.length === count ? "bars even" : "bars" },
     plot(64, words,
       series.map((entry, which) => entry.shares.map((share, at) =>
         (share > 0 ? one(entry.className, share, (at + 0.07) * slot + which * part) : null))),

@@ -84,12 +84,19 @@ function measured(reason) {
 }
 
 function howToAdd() {
-  return [
-    el("p", {}, "This server has no policies. A policy is a small file of rules that turn scores into accept, review or reject:"),
-    el("pre", { tabindex: "0", "aria-label": "An example of a policy" }, el("code", {}, [
-      "name: shop", 'version: "1"', "rules:", "  - name: too-poor",
-      "    when: {dimension: visual_quality, below: 0.3}", "    decision: reject", "    message: The picture looks poor.",
-      "  - name: off-topic", "    when: {dimension: alignment, scale: percentile, below: 20}", "    decision: review"].join("\n"))),
-    el("p", { class: "hint" }, "Name the file in the server's settings and start it again, and the verdict appears here."),
-  ];
+  const policy = [
+    "name: shop", 'version: "1"', "rules:",
+    "  - name: too-poor", "    when: {dimension: visual_quality, below: 0.3}", "    decision: reject",
+    "    message: The picture looks poor.",
+    "  - name: off-topic", "    when: {dimension: alignment, scale: percentile, below: 20}", "    decision: review"];
+  const settings = ["moderation:", "  policies: [shop.yaml]"];
+  return el("details", {},
+    el("summary", {}, "This server has no policy. How to add one"),
+    el("p", {}, "A policy is a small file of rules that turn scores into accept, review or reject, for instance ",
+      el("code", {}, "shop.yaml"), ":"),
+    listing("An example of a policy", policy),
+    el("p", {}, "Name it in the server's configuration and start the server again. The verdict then appears here."),
+    listing("The settings for it", settings));
 }
+
+const listing = (title, lines) => el("pre", { tabindex: "0", "aria-label": title }, el("code", {}, lines.join("\n")));
