@@ -33,6 +33,8 @@ from critiq_server.features.records import Features
 from critiq_server.features.store import StoreError
 from critiq_server.features.tiers import Report
 from critiq_server.images.remote import RemotePictures
+from critiq_server.jobs.operations import Jobs
+from critiq_server.jobs.store import JobStoreError
 from critiq_server.moderation import Moderation, load_policies
 from critiq_server.registry import Registry
 from critiq_server.runtime.lmm.pool import Lmms
@@ -78,8 +80,13 @@ class App:
         except (StoreError, PolicyError) as error:
             raise StartError(str(error)) from error
         self.moderation = Moderation(self.service, self._policies)
-        self._grpc = GrpcFace(self.service, self._is_ready, self.moderation)
-        self._rest = _Uvicorn(rest_app(self.service, self._is_ready, self.moderation))
+        self.jobs = Jobs(self.settings.jobs, self.moderation, self.metrics)
+        try:
+            await self.jobs.open()
+        except JobStoreError as error:
+            raise StartError(str(error)) from error
+        self._grpc = GrpcFace(self.service, self._is_ready, self.moderation, self.jobs)
+        self._rest = _Uvicorn(rest_app(self.service, self._is_ready, self.moderation, self.jobs))
         self._listen()
         self._serving = [
             asyncio.create_task(face.serve(sockets=[opened]))
@@ -87,6 +94,7 @@ class App:
         ]
         await self._grpc.server.start()
         await self._load_models()
+        self.jobs.start()
         self._ready = True
         self._watching = asyncio.create_task(self._watch_drift())
         await self._announce(True)
@@ -96,6 +104,7 @@ class App:
         seconds = self.settings.server.drain_seconds if grace is None else grace
         self._ready = False
         await self._announce(False)
+        await self.jobs.close()
         self.service.admission.close()
         try:
             await asyncio.wait_for(self.service.admission.drained(), seconds)

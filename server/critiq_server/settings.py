@@ -14,10 +14,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from critiq_server.features.settings import FeatureSettings
 from critiq_server.images.limits import ImageLimits
 from critiq_server.images.remote import UrlSettings
+from critiq_server.jobs.settings import JobSettings
 from critiq_server.page.settings import PageSettings
 from critiq_server.runtime.lmm.settings import LmmSettings
 from critiq_server.runtime.onnx import RuntimeSettings
-from critiq_server.scoring.moderation_settings import ModerationSettings
 from critiq_server.scoring.drift_settings import DriftSettings
 from critiq_server.scoring.moderation_settings import ModerationSettings
 
@@ -189,6 +189,7 @@ class Settings(BaseSettings):
     models: ModelSettings = Field(default_factory=ModelSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     urls: UrlSettings = Field(default_factory=UrlSettings)
+    jobs: JobSettings = Field(default_factory=JobSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
     features: FeatureSettings = Field(default_factory=FeatureSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)

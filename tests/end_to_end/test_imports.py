@@ -67,7 +67,8 @@ LAYERS = [
     ["cli"],
     ["app"],
     ["api"],
-    ["jobs"],
+    ["jobs.operations", "jobs.runner", "jobs.callbacks", "jobs.outbox", "jobs.store", "jobs.records", "jobs.thread"],
+    ["moderation"],
     ["service"],
     ["queries"],
     ["registry"],
@@ -76,9 +77,9 @@ LAYERS = [
     ["bundles.golden"],
     ["bundles.loaded"],
     ["settings"],
-    ["images", "features", "runtime", "prompts"],
+    ["images", "jobs.settings", "features", "runtime", "prompts"],
     ["outbound"],
-    ["scoring", "telemetry", "bundles.manifest", "bundles.lmm", "bundles.views", "wording"],
+    ["scoring", "telemetry", "page", "bundles.manifest", "bundles.lmm", "bundles.views", "wording"],
 ]
 EXCEPTIONS = {
     # Names in annotations only, under TYPE_CHECKING.

@@ -16,8 +16,10 @@ from grpc_reflection.v1alpha import reflection
 from critiq import wire
 from critiq.errors import CritiqError, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
+from critiq_server.api import jobs as jobs_face
 from critiq_server.api import moderation, translate
 from critiq_server.api.oip import rpc as inference
+from critiq_server.jobs.operations import Jobs
 from critiq_server.moderation import Moderation
 from critiq_server.queries import Item
 from critiq_server.scoring.drift_labels import HEADER
@@ -37,10 +39,11 @@ Unary = Callable[[M, float | None], Awaitable[Message]]
 class GrpcFace:
     """The services ``Scoring``, ``Models``, the Open Inference Protocol's, health and reflection on one port."""
 
-    def __init__(self, service: Service, is_ready: Callable[[], bool], moderation: Moderation) -> None:
+    def __init__(self, service: Service, is_ready: Callable[[], bool], moderation: Moderation, jobs: Jobs) -> None:
         limit = service.settings.limits.request_bytes
         self._service = service
         self._moderation = moderation
+        self._jobs = jobs
         self._inference = inference.InferenceFace(service, is_ready)
         self._request_bytes = limit
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -88,6 +91,7 @@ class GrpcFace:
             "Load": self._unary(models_pb2.LoadModelRequest, self._load_model),
             "Unload": self._unary(models_pb2.UnloadModelRequest, self._unload_model),
         }
+        jobs = {name: self._unary(kind, method) for name, (kind, method) in jobs_face.methods(self._jobs).items()}
         inferring = {name: self._unary(kind, method) for name, (kind, method) in self._inference.methods().items()}
         inferring["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self._infer_stream, response_serializer=_serialize
@@ -96,11 +100,12 @@ class GrpcFace:
             (
                 grpc.method_handlers_generic_handler("critiq.v1.Scoring", scoring),
                 grpc.method_handlers_generic_handler("critiq.v1.Models", models),
+                grpc.method_handlers_generic_handler(jobs_face.NAME, jobs),
                 grpc.method_handlers_generic_handler(inference.NAME, inferring),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
-        own = ("critiq.v1.Scoring", "critiq.v1.Models", inference.NAME)
+        own = ("critiq.v1.Scoring", "critiq.v1.Models", jobs_face.NAME, inference.NAME)
         names = (*own, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         pools: Any = _Pools(descriptor_pool.Default(), inference.DESCRIPTORS)
         reflection.enable_server_reflection(names, self.server, pools)

@@ -23,9 +23,11 @@ from critiq_server.api.answers import REFERENCE, answer, dumps, operation, refus
 from critiq_server.api.compat import faces
 from critiq_server.api.disconnects import unless_gone
 from critiq_server.api.drift import Labelled, add_drift
+from critiq_server.api.jobs import SubmitJson, add_jobs
 from critiq_server.api.live import add_live
 from critiq_server.api.moderation import add_moderation
 from critiq_server.api.oip import rest as inference
+from critiq_server.jobs.operations import Jobs
 from critiq_server.moderation import Moderation
 from critiq_server.queries import Item
 from critiq_server.service import Service
@@ -36,13 +38,14 @@ DESCRIPTION = """Scores AI-generated images. Bodies are JSON, multipart forms, p
 `Critiq-Timeout-Ms` sets a deadline. Errors are `{"error": {code, message, field, retry_after_ms}}`."""
 
 
-def rest_app(service: Service, is_ready: Callable[[], bool], moderation: Moderation) -> FastAPI:
+def rest_app(service: Service, is_ready: Callable[[], bool], moderation: Moderation, jobs: Jobs) -> FastAPI:
     """The ASGI application."""
     app = FastAPI(title="critiq", version="1", description=DESCRIPTION, redoc_url=None)
     app.add_middleware(_BodyLimit, limit=service.settings.limits.request_bytes)
     app.add_middleware(Labelled, labels=service.drift.labels)
     _add_scoring(app, service)
     add_moderation(app, moderation)
+    add_jobs(app, jobs)
     _add_models(app, service)
     add_drift(app, service)
     _add_health(app, is_ready)
@@ -168,7 +171,7 @@ def _describe_bodies(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = describe()
         kinds = (schemas.ScoreJson, schemas.BatchJson, schemas.RankJson, schemas.CompareJson, schemas.ModerateJson)
-        _, found = models_json_schema([(kind, "validation") for kind in kinds], ref_template=REFERENCE)
+        _, found = models_json_schema([(kind, "validation") for kind in (*kinds, SubmitJson)], ref_template=REFERENCE)
         document["components"]["schemas"].update(found["$defs"])
         return document
 

@@ -113,6 +113,22 @@ class Metrics:
             ["model", "dimension"],
             registry=registry,
         )
+        self.jobs = Gauge("critiq_jobs", "Jobs that are kept, by state.", ["state"], registry=registry)
+        self.jobs_bytes = Gauge(
+            "critiq_jobs_waiting_bytes", "Bytes of pictures and prompts that jobs still hold.", registry=registry
+        )
+        self.jobs_oldest = Gauge(
+            "critiq_jobs_oldest_queued_seconds",
+            "How long the oldest queued job has waited; 0: none.",
+            registry=registry,
+        )
+        self.callbacks = Counter(
+            "critiq_job_callbacks_total",
+            "Tries to deliver a job's callback, by outcome: delivered, failed (to be tried again), refused (410), "
+            "given_up.",
+            ["outcome"],
+            registry=registry,
+        )
         self.downloads = Counter(
             "critiq_image_downloads_total",
             "Pictures fetched by URL, by outcome (OK or an error's code).",

@@ -1,0 +1,192 @@
+"""Tells callers' servers that their jobs have ended: signed as Standard Webhooks says, until they have taken it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+
+import orjson
+import structlog
+
+from critiq.errors import CritiqError
+from critiq.jobs import Job
+from critiq_server.jobs.outbox import Delivery, Outbox
+from critiq_server.jobs.settings import CallbackSettings
+from critiq_server.jobs.thread import Thread
+from critiq_server.outbound.connect import Answer, Outbound, Resolver
+from critiq_server.telemetry.faults import internal
+
+logger = structlog.get_logger("critiq")
+
+FIELD = "callback.url"
+
+_AT_ONCE, _AT_ONCE_A_HOST = 32, 4
+"""Tries under way; one slow receiver does not hold up the others."""
+_LONGEST_SLEEP = 60.0
+_ANSWER_BYTES = 2**16
+"""A receiver's answer is read so far, and not looked at."""
+
+
+def message(job: Job, settings: CallbackSettings) -> bytes:
+    """The body of the message that a job has ended. Neither pictures, prompts nor scores: results are fetched."""
+    return orjson.dumps(
+        {
+            "type": f"job.{job.state}",
+            "timestamp": datetime.fromtimestamp(job.finished or job.created, UTC).isoformat().replace("+00:00", "Z"),
+            "data": {
+                "id": job.id,
+                "state": job.state,
+                "counts": {"items": job.items, "answered": job.answered, "failed": job.failed, **job.decisions},
+                "link": f"{settings.link_base.rstrip('/')}/v1/jobs/{job.id}",
+            },
+        }
+    )
+
+
+class Callbacks:
+    """Delivers what is in the outbox.
+
+    Args:
+        run: runs the outbox's methods in the thread that it belongs to.
+        on_try: told ``delivered``, ``failed``, ``refused`` or ``given_up`` after each try.
+        resolve: for tests.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        run: Thread,
+        settings: CallbackSettings,
+        on_try: Callable[[str], None],
+        resolve: Resolver | None = None,
+    ) -> None:
+        self._outbox, self._run, self._settings, self._on_try = outbox, run, settings, on_try
+        self._outbound = Outbound(settings, "jobs.callbacks", resolve)
+        self._keys = settings.keys()
+        self._sending: dict[int, asyncio.Task[None]] = {}
+        self._hosts: Counter[str] = Counter()
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something may be due."""
+        self._wake.set()
+
+    async def deliver(self) -> None:
+        """Works until cancelled."""
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    seconds = await self._start_due()
+                except Exception as error:
+                    internal("callbacks", error)
+                    seconds = _LONGEST_SLEEP
+                await _sleep(self._wake, seconds)
+        finally:
+            for task in self._sending.values():
+                task.cancel()
+            await asyncio.gather(*self._sending.values(), return_exceptions=True)
+
+    async def _start_due(self) -> float:
+        """Starts tries of what is due, as far as there is room; returns the seconds until there may be more to do."""
+        for delivery in await self._run(self._outbox.due, time.time(), 1000):
+            host = delivery.url.split("/")[2]
+            if delivery.job in self._sending or self._hosts[host] >= _AT_ONCE_A_HOST:
+                continue
+            if len(self._sending) >= _AT_ONCE:
+                break
+            self._hosts[host] += 1
+            task = asyncio.create_task(self._try(delivery))
+            self._sending[delivery.job] = task
+            task.add_done_callback(partial(self._done, delivery.job, host))
+        following = await self._run(self._outbox.next_due)
+        if following is None or following <= time.time():  # what is under way wakes us when it ends
+            return _LONGEST_SLEEP
+        return min(_LONGEST_SLEEP, following - time.time())
+
+    def _done(self, job: int, host: str, task: asyncio.Task[None]) -> None:
+        del self._sending[job]
+        self._hosts[host] -= 1
+        if not self._hosts[host]:
+            del self._hosts[host]
+        self._wake.set()
+
+    async def _try(self, delivery: Delivery) -> None:
+        try:
+            outcome = await self._attempt(delivery)
+        except Exception as error:
+            outcome = "failed"
+            internal("callback", error)
+            await self._put_off(delivery, "the server failed", None)
+        self._on_try(outcome)
+        logger.info("callback", message=delivery.message, outcome=outcome, attempt=delivery.attempts + 1)
+
+    async def _attempt(self, delivery: Delivery) -> str:
+        try:
+            answer = await self._post(delivery)
+        except CritiqError as error:
+            return await self._put_off(delivery, error.message, None)
+        if answer.is_success:
+            await self._run(self._outbox.delivered, delivery)
+            return "delivered"
+        told = f"answered {answer.status}"
+        if answer.status == 410:
+            await self._run(self._outbox.refused, delivery, told)
+            return "refused"
+        return await self._put_off(delivery, told, _retry_after(answer))
+
+    async def _post(self, delivery: Delivery) -> Answer:
+        address = self._outbound.check(delivery.url, FIELD)
+        now = datetime.now(UTC)
+        text = delivery.body.decode()
+        return await self._outbound.request(
+            "POST",
+            address,
+            seconds=self._settings.timeout_seconds,
+            max_bytes=_ANSWER_BYTES,
+            field=FIELD,
+            headers={
+                "Content-Type": "application/json",
+                "webhook-id": delivery.message,
+                "webhook-timestamp": str(int(now.timestamp())),
+                "webhook-signature": " ".join(key.sign(delivery.message, now, text) for key in self._keys),
+            },
+            content=delivery.body,
+        )
+
+    async def _put_off(self, delivery: Delivery, error: str, hint: float | None) -> str:
+        """Sets when the next try is due: pauses double, and are drawn so that many do not come back together."""
+        settings = self._settings
+        bound = min(settings.longest_pause_seconds, settings.first_pause_seconds * 2.0 ** min(delivery.attempts, 60))
+        pause = max(bound * random.uniform(0.5, 1.0), hint or 0.0)  # noqa: S311
+        due = time.time() + pause
+        if due > delivery.give_up:
+            await self._run(self._outbox.failed, delivery, error, None)
+            return "given_up"
+        await self._run(self._outbox.failed, delivery, error, due)
+        return "failed"
+
+
+def _retry_after(answer: Answer) -> float | None:
+    """Seconds that the receiver asks for, in either form of the header."""
+    text = answer.headers.get("retry-after", "")
+    if text.isascii() and text.isdecimal():
+        return float(text[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+async def _sleep(wake: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await wake.wait()
+    except TimeoutError:
+        pass

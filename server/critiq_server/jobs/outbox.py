@@ -1,0 +1,63 @@
+"""Callbacks that are to be delivered: what is due, and what became of each try. Same file and thread as the jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from critiq_server.jobs.store import JobStore
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message to deliver. ``message`` is the same at every try, so that receivers can drop repeats."""
+
+    job: int
+    message: str
+    url: str
+    body: bytes
+    attempts: int
+    give_up: float
+
+
+class Outbox:
+    """The callbacks in ``store``."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._run = store.connection.execute
+
+    def due(self, now: float, limit: int) -> list[Delivery]:
+        """Those that are due, longest first."""
+        rows = self._run(
+            "SELECT job, message, url, body, attempts, give_up FROM callbacks WHERE due <= ? ORDER BY due LIMIT ?",
+            (now, limit),
+        )
+        return [Delivery(*row) for row in rows]
+
+    def next_due(self) -> float | None:
+        """When the next one is due."""
+        due: float | None = self._run("SELECT min(due) FROM callbacks").fetchone()[0]
+        return due
+
+    def delivered(self, delivery: Delivery) -> None:
+        self._settle(delivery, "delivered", "", None)
+
+    def failed(self, delivery: Delivery, error: str, due: float | None) -> None:
+        """A try failed; the next is due then, ``None``: it was the last."""
+        self._settle(delivery, "pending" if due is not None else "given_up", error, due)
+
+    def refused(self, delivery: Delivery, error: str) -> None:
+        """The receiver wants no messages at this URL any more: nothing else that waits for it is sent either."""
+        with self._store.transaction():
+            self._settle(delivery, "refused", error, None)
+            self._run(
+                "UPDATE callbacks SET state = 'refused', last_error = ?, due = NULL, body = NULL "
+                "WHERE url = ? AND due IS NOT NULL",
+                (error, delivery.url),
+            )
+
+    def _settle(self, delivery: Delivery, state: str, error: str, due: float | None) -> None:
+        self._run(
+            "UPDATE callbacks SET state = ?, last_error = ?, due = ?, attempts = attempts + 1 WHERE job = ?",
+            (state, error, due, delivery.job),
+        )
