@@ -35,13 +35,16 @@ from critiq.types import (
     ItemResult,
     Licence,
     Model,
+    PolicyInfo,
     PrefetchResult,
     PromptReport,
     RankedImage,
     RankResult,
+    Reason,
     Score,
     ScoreResult,
     StageInfo,
+    Verdict,
 )
 
 __all__ = [
@@ -67,10 +70,12 @@ __all__ = [
     "ModelNotLoaded",
     "NotFound",
     "PermissionDenied",
+    "PolicyInfo",
     "PrefetchResult",
     "PromptReport",
     "RankResult",
     "RankedImage",
+    "Reason",
     "Score",
     "ScoreResult",
     "StageInfo",
@@ -79,4 +84,5 @@ __all__ = [
     "TooLarge",
     "Unauthenticated",
     "Unavailable",
+    "Verdict",
 ]

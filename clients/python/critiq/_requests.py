@@ -126,6 +126,38 @@ def compare(first: ImageInput, second: ImageInput, prompt: str, options: Options
     return Call("Scoring/Compare", "POST", "/v1/compare", request, scoring_pb2.CompareResponse, wire.compare_from_proto)
 
 
+def moderate(
+    image: ImageInput, prompt: str, policy: str, policy_version: str, priority: types.Priority
+) -> Call[types.Verdict]:
+    request = scoring_pb2.ModerateRequest(
+        image=to_image(image, "image"),
+        prompt=_prompt(prompt, "prompt"),
+        policy=policy,
+        policy_version=policy_version,
+        priority=wire.priority_to_proto(Options(priority=priority).priority),
+    )
+    return Call(
+        "Scoring/Moderate",
+        "POST",
+        "/v1/moderate",
+        request,
+        scoring_pb2.ModerateResponse,
+        lambda response: wire.verdict_from_proto(response.verdict),
+    )
+
+
+def policies() -> Call[list[types.PolicyInfo]]:
+    return Call(
+        "Scoring/Policies",
+        "GET",
+        "/v1/policies",
+        scoring_pb2.PoliciesRequest(),
+        scoring_pb2.PoliciesResponse,
+        lambda response: [wire.policy_from_proto(policy) for policy in response.policies],
+        body=False,
+    )
+
+
 def list_models() -> Call[list[types.Model]]:
     return Call(
         "Models/List",

@@ -17,7 +17,17 @@ from critiq._requests import Call, Options
 from critiq._retry import Deadline
 from critiq.errors import CritiqError, DeadlineExceeded, Unavailable
 from critiq.images import ImageInput
-from critiq.types import CompareResult, ItemResult, Model, PrefetchResult, Priority, RankResult, ScoreResult
+from critiq.types import (
+    CompareResult,
+    ItemResult,
+    Model,
+    PolicyInfo,
+    PrefetchResult,
+    Priority,
+    RankResult,
+    ScoreResult,
+    Verdict,
+)
 
 T = TypeVar("T")
 
@@ -155,6 +165,24 @@ class AsyncClient(BaseClient):
         for call in taken.calls():
             taken.accept(await self._run(call, self._limit(timeout)))
         return taken.result()
+
+    async def moderate(
+        self,
+        image: ImageInput,
+        prompt: str = "",
+        *,
+        policy: str = "",
+        policy_version: str = "",
+        priority: Priority = "interactive",
+        timeout: float | None = None,
+    ) -> Verdict:
+        """See :meth:`critiq.Client.moderate`."""
+        call = await asyncio.to_thread(_requests.moderate, image, prompt, policy, policy_version, priority)
+        return await self._run(call, self._limit(timeout))
+
+    async def policies(self, *, timeout: float | None = None) -> list[PolicyInfo]:
+        """See :meth:`critiq.Client.policies`."""
+        return await self._run(_requests.policies(), self._limit(timeout))
 
     async def models(self, *, timeout: float | None = None) -> list[Model]:
         """See :meth:`critiq.Client.models`."""

@@ -17,7 +17,17 @@ from critiq._retry import Deadline
 from critiq._stream import Connection, UnaryConnection, stream
 from critiq.errors import CritiqError, DeadlineExceeded, Unavailable
 from critiq.images import ImageInput
-from critiq.types import CompareResult, ItemResult, Model, PrefetchResult, Priority, RankResult, ScoreResult
+from critiq.types import (
+    CompareResult,
+    ItemResult,
+    Model,
+    PolicyInfo,
+    PrefetchResult,
+    Priority,
+    RankResult,
+    ScoreResult,
+    Verdict,
+)
 
 T = TypeVar("T")
 
@@ -203,6 +213,28 @@ class Client(BaseClient):
         for call in taken.calls():
             taken.accept(self._run(call, self._limit(timeout)))
         return taken.result()
+
+    def moderate(
+        self,
+        image: ImageInput,
+        prompt: str = "",
+        *,
+        policy: str = "",
+        policy_version: str = "",
+        priority: Priority = "interactive",
+        timeout: float | None = None,
+    ) -> Verdict:
+        """What a moderation policy of the server decides about one picture. Quality is not safety.
+
+        Args:
+            policy, policy_version: default: the server's default policy and its newest version.
+        """
+        call = _requests.moderate(image, prompt, policy, policy_version, priority)
+        return self._run(call, self._limit(timeout))
+
+    def policies(self, *, timeout: float | None = None) -> list[PolicyInfo]:
+        """The server's moderation policies, by name, the newest version last."""
+        return self._run(_requests.policies(), self._limit(timeout))
 
     def models(self, *, timeout: float | None = None) -> list[Model]:
         """Every model version that the server knows, loaded or not."""

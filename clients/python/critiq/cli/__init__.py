@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from critiq.cli import exits, handover, models, rank, score
+from critiq.cli import exits, handover, models, moderate, rank, score
 from critiq.errors import CritiqError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command(epilog=exits.HELP)(score.score)
 app.command(epilog=exits.HELP)(rank.rank)
 app.command(epilog=exits.HELP)(rank.compare)
+app.command(epilog=exits.HELP)(moderate.moderate)
 app.command(epilog=exits.HELP)(models.models)
 for _command in (
     handover.serve,

@@ -10,11 +10,12 @@ SOME_FAILED = 1
 BAD_INPUT = 2
 UNREACHABLE = 3
 LATE = 4
+REJECTED = 5
 INTERRUPTED = 130
 
 HELP = (
     "Exit codes: 0 all done · 1 some pictures failed, or a fault of the server · 2 usage or bad input · "
-    "3 server unreachable, not ready or too busy · 4 too late · 130 interrupted"
+    "3 server unreachable, not ready or too busy · 4 too late · 5 a picture was rejected (moderate) · 130 interrupted"
 )
 
 

@@ -24,6 +24,13 @@ Json = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of a 
 ModelName = Annotated[str, typer.Option("--model", help="Model; default: the server's default.")]
 Version = Annotated[str, typer.Option("--model-version", "--version", help="Its version; default: the newest loaded.")]
 Prompt = Annotated[str, typer.Option(help="The text that the pictures were made from.")]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option("--prompts", help="Prompts by picture: .csv or .jsonl (file, prompt), or .txt (file, tab, prompt)."),
+]
+PromptSidecars = Annotated[
+    bool, typer.Option("--prompt-sidecars", help="Read the prompt of photo.jpg from photo.txt or photo.jpg.txt.")
+]
 Dimensions = Annotated[
     list[str] | None, typer.Option("--dimension", help="Only this dimension; may be given several times.")
 ]

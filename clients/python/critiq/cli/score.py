@@ -28,13 +28,8 @@ class _Task:
 def score(
     paths: options.Pictures,
     prompt: options.Prompt = "",
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="Prompts by picture: .csv or .jsonl (file, prompt), or .txt (file, tab, prompt)."),
-    ] = None,
-    prompt_sidecars: Annotated[
-        bool, typer.Option("--prompt-sidecars", help="Read the prompt of photo.jpg from photo.txt or photo.jpg.txt.")
-    ] = False,
+    prompts: options.PromptsFile = None,
+    prompt_sidecars: options.PromptSidecars = False,
     model: options.ModelName = "",
     version: options.Version = "",
     dimension: options.Dimensions = None,
@@ -51,7 +46,7 @@ def score(
 ) -> None:
     """Score pictures: a table for one, progress and a table, JSON lines or a file for many."""
     pictures = collect(paths)
-    find_prompt = _prompt_source(prompt, prompts, prompt_sidecars)
+    find_prompt = prompt_source(prompt, prompts, prompt_sidecars)
     tasks = [_Task(picture, find_prompt(picture)) for picture in pictures]
     if prompts is not None or prompt_sidecars:
         _warn_about_missing(tasks)
@@ -126,8 +121,8 @@ class _Run:
     def _score_all(self, todo: Sequence[_Task], results: dict[str, critiq.ItemResult]) -> int:
         failed = 0
         items = (critiq.Item(task.picture.source(), task.prompt, id=str(index)) for index, task in enumerate(todo))
-        with _progress() as progress:
-            bar = progress.add_task("scoring", total=len(todo), failed=0)
+        with progress() as bars:
+            bar = bars.add_task("scoring", total=len(todo), failed=0)
             stream = self._client.score_stream(
                 items,
                 window=self._concurrency,
@@ -141,7 +136,7 @@ class _Run:
                 failed += result.error is not None
                 results[task.picture.name] = result
                 self._report(task, result)
-                progress.update(bar, advance=1, failed=failed)
+                bars.update(bar, advance=1, failed=failed)
                 if self._fail_fast and result.error is not None:
                     exits.complain(f"{task.picture.name}: {result.error}")
                     break
@@ -174,7 +169,8 @@ class _Run:
             exits.complain(f"{reason}; {state} and kept; to go on, run again: {again}")
 
 
-def _prompt_source(prompt: str, prompts: Path | None, sidecars: bool) -> Callable[[Picture], str]:
+def prompt_source(prompt: str, prompts: Path | None, sidecars: bool) -> Callable[[Picture], str]:
+    """What finds a picture's prompt, from the three options of which at most one may be given."""
     if sum((bool(prompt), prompts is not None, sidecars)) > 1:
         raise exits.UsageError("--prompt, --prompts and --prompt-sidecars exclude each other")
     if prompts is not None:
@@ -194,7 +190,8 @@ def _code_of(stop: BaseException) -> int:
     return exits.code_of(stop) if isinstance(stop, critiq.CritiqError) else exits.INTERRUPTED
 
 
-def _progress() -> Progress:
+def progress() -> Progress:
+    """A bar on stderr, if that is a terminal; its tasks count `failed`."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),

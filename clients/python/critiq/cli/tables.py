@@ -122,6 +122,21 @@ def rank_table(result: types.RankResult, names: Sequence[str]) -> Table:
     return table
 
 
+def verdict_table(rows: Sequence[tuple[str, types.Verdict | CritiqError]], policy: types.PolicyInfo) -> Table:
+    table = _table(f"{policy.name} {policy.version}")
+    table.add_column("file", overflow="fold")
+    table.add_column("decision")
+    table.add_column("reasons", overflow="fold")
+    styles = {"accept": "green", "review": "yellow", "reject": "red"}
+    for file, row in rows:
+        if isinstance(row, CritiqError):
+            table.add_row(Text(file), "-", Text(f"failed: {row}", style="red"))
+            continue
+        reasons = "; ".join(dict.fromkeys(reason.message for reason in row.reasons))
+        table.add_row(Text(file), Text(row.decision, style=styles[row.decision]), Text(reasons))
+    return table
+
+
 def compare_table(result: types.CompareResult, first: str, second: str) -> Table:
     table = _table(None)
     table.add_column("dimension")
