@@ -93,6 +93,7 @@ class RuleJson(BaseModel):
     keep_days: float
     alarms_per_year: float
     warnings_per_year: float
+    count_as_one: float
     least_ks: float
     least_count: int
     clear_seconds: float

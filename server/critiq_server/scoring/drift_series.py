@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from critiq_server.bundles.manifest import Reference
 from critiq_server.scoring.drift_settings import DriftSettings
-from critiq_server.scoring.drift_statistics import Comparison, Yardstick, compare_distributions, compare_moments, tested
+from critiq_server.scoring.drift_statistics import (
+    Comparison,
+    Yardstick,
+    compare_distributions,
+    compare_moments,
+    significance,
+)
 from critiq_server.scoring.drift_windows import BASELINE_K, Moments, Ring, Sketch, Slot
 
 State = Literal["learning", "steady", "warning", "alarm"]
@@ -135,21 +141,9 @@ class Series:
         return False
 
     def look(self, now: float) -> State:
-        """Judges the windows; returns the state, which is kept."""
-        self.fresh = False
-        found: State = "learning" if self.against == "baseline" and self.frozen is None else "steady"
-        best: tuple[float, Any] | None = None
-        for start, total in self.ring.windows(now) if found == "steady" else ():
-            if total.count >= self.rule.least_count:
-                test = self._test(total)
-                found = max(found, self.rule.judge(test), key=SEVERITY.index)
-                if best is None or test.p_value <= best[0]:
-                    best = test.p_value, (start * self.ring.unit, total.copy())
-        self.latest = None
-        if best is not None:
-            start, total = best[1]
-            self.latest = Window(start, now, total.count, self._compare(total))
-        if SEVERITY.index(found) >= SEVERITY.index(self.state) or self.state == "learning":
+        """Judges the windows; returns the state, which is kept: it rises at once, and falls after a calm while."""
+        found = self.judge(now)
+        if SEVERITY.index(found) >= SEVERITY.index(self.state):
             self._calm = None
             self._enter(found, now)
         elif self._calm is None:
@@ -158,6 +152,24 @@ class Series:
             self._calm = None
             self._enter(found, now)
         return self.state
+
+    def judge(self, now: float) -> State:
+        """What the windows say by themselves; ``latest`` is then the one that says most."""
+        self.fresh, self.latest = False, None
+        if self.against == "baseline" and self.frozen is None:
+            return "learning"
+        found: State = "steady"
+        least = math.inf
+        start, most_sure = 0, None
+        for begin, total in self.ring.windows(now):
+            if total.count >= self.rule.least_count:
+                test = self._test(total)
+                found = max(found, self.rule.judge(test), key=SEVERITY.index)
+                if test.p_value <= least:
+                    least, start, most_sure = test.p_value, begin, total.copy()
+        if most_sure is not None:
+            self.latest = Window(start * self.ring.unit, now, most_sure.count, self._compare(most_sure))
+        return found
 
     def windows(self, now: float) -> list[Window]:
         """The windows with enough values, shortest first."""
@@ -239,20 +251,38 @@ class Series:
             self.ring.merge(slots)
         self.fresh = True
 
+    def merge(self, dumped: dict[str, Any]) -> None:
+        """Adds what another server's series of the same quantity dumped. Raises ``ValueError`` if that does not fit."""
+        other = Series(self.kind, self.name, self.settings, self.reference, self.categories)
+        other.restore(dumped)
+        if dumped["unit"] != self.ring.unit:
+            raise ValueError(f"its windows are made of {dumped['unit']:g} s, these of {self.ring.unit:g} s")
+        if self.kind == "embedding" and other._width != self._width:
+            raise ValueError(f"its vectors have {other._width} coordinates, these {self._width}")
+        self.ring.merge(other.ring.slots)
+        self.count += other.count
+        if self.frozen is not None and other.frozen is not None and self.baseline is not None:
+            joined = self._empty(BASELINE_K)
+            joined.merge(self.baseline)
+            joined.merge(other.baseline)
+            self.baseline, self.frozen, self._yardstick = joined, max(self.frozen, other.frozen), None
+        elif other.frozen is not None:
+            self.baseline, self.frozen, self._yardstick = other.baseline, other.frozen, None
+
     def _test(self, total: Any) -> Comparison:
         if isinstance(self.baseline, Moments):
-            return compare_moments(total, self.baseline)
-        return tested(total, self.yardstick(self.against))
+            return compare_moments(total, self.baseline, self.settings.count_as_one)
+        return significance(total, self.yardstick(self.against), self.settings.count_as_one)
 
     def _compare(self, total: Any) -> dict[str, Comparison]:
-        found = {}
+        found, alike = {}, self.settings.count_as_one
         if self.frozen is not None and self.baseline is not None:
             if isinstance(self.baseline, Moments):
-                found["baseline"] = compare_moments(total, self.baseline)
+                found["baseline"] = compare_moments(total, self.baseline, alike)
             else:
-                found["baseline"] = compare_distributions(total, self.yardstick("baseline"))
+                found["baseline"] = compare_distributions(total, self.yardstick("baseline"), alike)
         if self._reference is not None:
-            found["reference"] = compare_distributions(total, self._reference)
+            found["reference"] = compare_distributions(total, self._reference, alike)
         return found
 
     def yardstick(self, against: str) -> Yardstick:

@@ -37,6 +37,13 @@ class DriftSettings(BaseModel):
     warnings_per_year: float = Field(
         1.0, gt=0, le=1000, description="False warnings of one series to expect in a year, at the most."
     )
+    count_as_one: float = Field(
+        1.0,
+        ge=1,
+        le=1000,
+        description="Scores that count as one. Pictures of one prompt score alike, so they say less than as many of "
+        "different prompts: with 4 of each prompt, correlated 0.5, it is 1 + 3 x 0.5 = 2.5.",
+    )
     least_ks: float = Field(
         0.02,
         ge=0,

@@ -129,20 +129,20 @@ class Yardstick:
         return max(0.0, float(beyond.max()))
 
 
-def tested(window: Sketch, yardstick: Yardstick) -> Comparison:
+def significance(window: Sketch, yardstick: Yardstick, alike: float = 1.0) -> Comparison:
     """Whether ``window`` (with at least one value) differs from ``yardstick``; PSI and Wasserstein are left out.
 
     The p-value is the bound of Dvoretzky, Kiefer and Wolfowitz, ``2 exp(-2 n e**2)``, of what remains of the statistic
-    after the margin.
+    after the margin. ``alike`` values count as one.
     """
     size = yardstick.distance(window)
-    margin = window.rank_error + yardstick.rank_error + yardstick.sampling_error
+    margin = window.rank_error + yardstick.rank_error + math.sqrt(alike) * yardstick.sampling_error
     excess = max(0.0, size - margin)
-    return Comparison(size, min(1.0, 2 * math.exp(-2 * window.count * excess**2)), margin)
+    return Comparison(size, min(1.0, 2 * math.exp(-2 * window.count / alike * excess**2)), margin)
 
 
-def compare_distributions(window: Sketch, yardstick: Yardstick) -> Comparison:
-    """As :func:`tested`, and how far they lie apart in other measures.
+def compare_distributions(window: Sketch, yardstick: Yardstick, alike: float = 1.0) -> Comparison:
+    """As :func:`significance`, and how far they lie apart in other measures.
 
     PSI: bins between the deciles of the yardstick; half a value is added to each bin of both sides, so that no bin is
     empty. Wasserstein: mean distance of 200 quantiles.
@@ -151,15 +151,15 @@ def compare_distributions(window: Sketch, yardstick: Yardstick) -> Comparison:
     p, q = _smoothed(shares, window.count), _smoothed(yardstick.shares, yardstick.count)
     moved = float(np.abs(window.quantiles(_SHARES) - yardstick.quantiles).mean())
     return replace(
-        tested(window, yardstick),
+        significance(window, yardstick, alike),
         psi=float(((p - q) * np.log(p / q)).sum()),
-        psi_by_chance=(len(p) - 1) * (1 / window.count + 1 / yardstick.count),
+        psi_by_chance=alike * (len(p) - 1) * (1 / window.count + 1 / yardstick.count),
         wasserstein=moved / yardstick.quartile_range if yardstick.quartile_range > 0 else None,
     )
 
 
-def compare_moments(window: Moments, baseline: Moments) -> Comparison:
-    """Holds the mean of ``window`` against that of ``baseline``, each with at least one vector.
+def compare_moments(window: Moments, baseline: Moments, alike: float = 1.0) -> Comparison:
+    """Holds the mean of ``window`` against that of ``baseline``, each with at least one vector; ``alike`` as above.
 
     The p-value is that of the coordinate that moved most, by the normal distribution, times the number of coordinates:
     it holds however they depend on one another, but leans on means of many values being normal.
@@ -169,7 +169,7 @@ def compare_moments(window: Moments, baseline: Moments) -> Comparison:
     shift = np.abs(window.mean - baseline.mean)[moving] / spread[moving]
     if not len(shift):
         return Comparison(0.0, 1.0, 0.0)
-    by_chance = 1 / window.count + 1 / baseline.count
+    by_chance = alike * (1 / window.count + 1 / baseline.count)
     z = float(shift.max()) / math.sqrt(by_chance)
     return Comparison(
         size=math.sqrt(max(0.0, float((shift**2).mean()) - by_chance)),
