@@ -24,6 +24,7 @@ _MOST_VECTOR_POINTS = 2000
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "critiq",
+    "text.parse_math": False,  # a group may be called anything
     "font.family": "sans-serif",
     "font.sans-serif": ["system-ui", "Segoe UI", "Helvetica", "Arial", "DejaVu Sans"],
     "font.size": 9,
