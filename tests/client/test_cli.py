@@ -185,7 +185,7 @@ def test_killed_run_is_taken_up_again(
     for index in range(40):
         Image.fromarray(np.full((8, 8, 3), index, np.uint8)).save(folder / f"more{index:02}.png")
     command = ("score", folder, "--output", "s.csv", "--concurrency", 2)
-    behaviour.delay = 0.1
+    behaviour.delay = 0.4  # nine seconds in all: long enough to be killed on a busy machine
     process = cli.start(*command)
     journal = tmp_path / "s.csv.part.jsonl"
     wait_until(lambda: journal.exists() and journal.read_text().count("\n") >= 5)

@@ -1,4 +1,4 @@
-"""Families without fixtures of the authors' code at the published sizes: exported through their gates, loaded with replay."""
+"""Families without fixtures of the authors' code, at their published sizes: exported through the gates, and loaded."""
 
 from __future__ import annotations
 
