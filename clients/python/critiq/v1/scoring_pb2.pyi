@@ -235,18 +235,34 @@ class PrefetchResponse(_message.Message):
     def __init__(self, accepted: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[ScoreItemResult, _Mapping]]] = ...) -> None: ...
 
 class RankRequest(_message.Message):
-    __slots__ = ("prompt", "images", "target", "priority", "top_k")
+    __slots__ = ("prompt", "images", "target", "priority", "top_k", "thresholds", "diversity", "embedding")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     images: _containers.RepeatedCompositeFieldContainer[Image]
     target: Target
     priority: Priority
     top_k: int
-    def __init__(self, prompt: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., target: _Optional[_Union[Target, _Mapping]] = ..., priority: _Optional[_Union[Priority, str]] = ..., top_k: _Optional[int] = ...) -> None: ...
+    thresholds: _containers.RepeatedCompositeFieldContainer[Threshold]
+    diversity: float
+    embedding: str
+    def __init__(self, prompt: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., target: _Optional[_Union[Target, _Mapping]] = ..., priority: _Optional[_Union[Priority, str]] = ..., top_k: _Optional[int] = ..., thresholds: _Optional[_Iterable[_Union[Threshold, _Mapping]]] = ..., diversity: _Optional[float] = ..., embedding: _Optional[str] = ...) -> None: ...
+
+class Threshold(_message.Message):
+    __slots__ = ("dimension", "scale", "at_least")
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    dimension: str
+    scale: Reason.Scale
+    at_least: float
+    def __init__(self, dimension: _Optional[str] = ..., scale: _Optional[_Union[Reason.Scale, str]] = ..., at_least: _Optional[float] = ...) -> None: ...
 
 class RankResponse(_message.Message):
     __slots__ = ("dimension", "ranking")
@@ -257,16 +273,38 @@ class RankResponse(_message.Message):
     def __init__(self, dimension: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedImage, _Mapping]]] = ...) -> None: ...
 
 class RankedImage(_message.Message):
-    __slots__ = ("index", "rank", "score", "error")
+    __slots__ = ("index", "rank", "score", "error", "others", "missed", "similar_to", "similarity", "reason")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    SIMILAR_TO_FIELD_NUMBER: _ClassVar[int]
+    SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     index: int
     rank: int
     score: Score
     error: Error
-    def __init__(self, index: _Optional[int] = ..., rank: _Optional[int] = ..., score: _Optional[_Union[Score, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    others: _containers.RepeatedCompositeFieldContainer[Score]
+    missed: _containers.RepeatedCompositeFieldContainer[MissedThreshold]
+    similar_to: int
+    similarity: float
+    reason: str
+    def __init__(self, index: _Optional[int] = ..., rank: _Optional[int] = ..., score: _Optional[_Union[Score, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., others: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., missed: _Optional[_Iterable[_Union[MissedThreshold, _Mapping]]] = ..., similar_to: _Optional[int] = ..., similarity: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class MissedThreshold(_message.Message):
+    __slots__ = ("dimension", "scale", "at_least", "value")
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    dimension: str
+    scale: Reason.Scale
+    at_least: float
+    value: float
+    def __init__(self, dimension: _Optional[str] = ..., scale: _Optional[_Union[Reason.Scale, str]] = ..., at_least: _Optional[float] = ..., value: _Optional[float] = ...) -> None: ...
 
 class CompareRequest(_message.Message):
     __slots__ = ("prompt", "first", "second", "target", "priority")

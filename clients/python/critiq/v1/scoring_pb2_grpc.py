@@ -113,8 +113,9 @@ class ScoringServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Rank(self, request, context):
-        """Orders pictures made from one prompt, best first (best of N). Pictures that cannot be scored stand behind the ranked
-        ones with their error. Equal scores keep the order of the request and share a rank.
+        """Orders pictures made from one prompt, best first (best of N), if asked only those that reach thresholds, or with
+        pictures unlike each other ahead. Pictures that cannot be scored stand behind the ranked ones with their error. Equal
+        scores keep the order of the request and share a rank.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
