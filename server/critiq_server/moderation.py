@@ -152,6 +152,7 @@ class Moderation:
 
     def check(self) -> None:
         """Raises ``PolicyError`` if a policy is about a model that is unknown, could not be served or lacks a score."""
+        self._check_categories()
         for policy in self.policies:
             name = f"the policy {policy.name!r} version {policy.version!r}"
             try:
@@ -167,18 +168,29 @@ class Moderation:
             else:
                 logger.warning("a policy's model is not loaded", policy=policy.name, model=model.name)
 
+    def _check_categories(self) -> None:
+        judged = {dimension for policy in self.policies for dimension in policy.dimensions}
+        for name, dimension in self.service.settings.moderation.openai.categories.items():
+            if dimension not in judged:
+                raise PolicyError(
+                    f"moderation.openai.categories: {name!r} stands for the dimension {dimension!r}, which no policy "
+                    f"looks at; they look at {', '.join(sorted(judged)) or 'none'}"
+                )
+
+    def needing_prompt(self, policy: Policy) -> Sequence[str]:
+        """The dimensions of a policy that need the prompt. Raises ``NotFound`` or ``ModelNotLoaded``."""
+        with self.service.registry.lease(policy.model, policy.model_version) as served:
+            judgements = served.model.judgements
+        return [name for name in policy.dimensions if name in judgements and judgements[name].dimension.needs_prompt]
+
     def _asked(self, policy: Policy, query: Query) -> tuple[Query, dict[str, str]]:
         """The query for the policy's dimensions, without those that cannot be asked for, and why they cannot.
 
         If none is left, every dimension that the prompt allows is asked for: the picture must be read in any case.
         """
         prompt = normalise(query.prompt, self.service.settings.limits.prompt_bytes)
-        failures = {}
-        with self.service.registry.lease(policy.model, policy.model_version) as served:
-            judgements = served.model.judgements
-        for name in policy.dimensions:
-            if name in judgements and judgements[name].dimension.needs_prompt and not prompt:
-                failures[name] = "it needs the prompt that the picture was made from, and there is none"
+        reason = "it needs the prompt that the picture was made from, and there is none"
+        failures = {} if prompt else dict.fromkeys(self.needing_prompt(policy), reason)
         dimensions = tuple(name for name in policy.dimensions if name not in failures)
         return replace(query, target=Target(policy.model, policy.model_version, dimensions)), failures
 

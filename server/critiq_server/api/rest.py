@@ -18,7 +18,7 @@ from starlette.types import Message as AsgiMessage
 from critiq import types, wire
 from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
-from critiq_server.api import bodies, page, schemas
+from critiq_server.api import bodies, openai_moderations, page, schemas
 from critiq_server.api.answers import REFERENCE, answer, dumps, operation, refusal
 from critiq_server.api.compat import faces
 from critiq_server.api.disconnects import unless_gone
@@ -52,6 +52,7 @@ def rest_app(service: Service, is_ready: Callable[[], bool], moderation: Moderat
     _add_errors(app)
     _describe_bodies(app)
     app.router.routes += faces.mounted(service)
+    app.router.routes += openai_moderations.routes(moderation)
     app.router.routes += inference.routes(service, is_ready)
     if service.settings.page.enabled:
         add_live(app, service)
