@@ -27,6 +27,7 @@ from critiq.errors import (
     Unavailable,
 )
 from critiq.images import ImageInput, ImageUrl
+from critiq.jobs import Job, JobCallback, JobResult
 from critiq.types import (
     CompareResult,
     Dimension,
@@ -65,6 +66,9 @@ __all__ = [
     "InvalidArgument",
     "Item",
     "ItemResult",
+    "Job",
+    "JobCallback",
+    "JobResult",
     "Licence",
     "Model",
     "ModelNotLoaded",

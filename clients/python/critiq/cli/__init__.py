@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from critiq.cli import exits, handover, models, moderate, rank, score
+from critiq.cli import exits, handover, jobs, models, moderate, rank, score
 from critiq.errors import CritiqError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command(epilog=exits.HELP)(rank.rank)
 app.command(epilog=exits.HELP)(rank.compare)
 app.command(epilog=exits.HELP)(moderate.moderate)
 app.command(epilog=exits.HELP)(models.models)
+app.add_typer(jobs.app, name="jobs", epilog=exits.HELP)
 for _command in (
     handover.serve,
     handover.export,
