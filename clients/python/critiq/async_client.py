@@ -10,9 +10,10 @@ from typing import Any, Protocol, Self, TypeVar
 
 from critiq import _requests, wire
 from critiq._async_stream import AsyncConnection, AsyncUnaryConnection, Deliver, async_stream
-from critiq._base import LOAD_TIMEOUT, NO_RETRIES, POLL_PAUSE, BaseClient, is_ready
+from critiq._base import LOAD_TIMEOUT, NO_RETRIES, POLL_PAUSE, is_ready
 from critiq._batches import Batch, Prefetched, batches
 from critiq._endpoint import DEFAULT_URL, Endpoint
+from critiq._jobs import AsyncJobMethods
 from critiq._requests import Call, Options
 from critiq._retry import Deadline
 from critiq.errors import CritiqError, DeadlineExceeded, Unavailable
@@ -37,7 +38,7 @@ class _Transport(Protocol):
     async def close(self) -> None: ...
 
 
-class AsyncClient(BaseClient):
+class AsyncClient(AsyncJobMethods):
     """:class:`critiq.Client` for asyncio: the same arguments and errors, the same methods as coroutines.
 
     Belongs to the event loop of its first call. Pictures are read and packed in threads, off the event loop. A call

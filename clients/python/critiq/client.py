@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from critiq import _requests, wire
-from critiq._base import LOAD_TIMEOUT, NO_RETRIES, POLL_PAUSE, BaseClient, is_ready
+from critiq._base import LOAD_TIMEOUT, NO_RETRIES, POLL_PAUSE, is_ready
 from critiq._batches import Batch, Prefetched, batches
 from critiq._endpoint import DEFAULT_URL, Endpoint
+from critiq._jobs import JobMethods
 from critiq._requests import Call, Options
 from critiq._retry import Deadline
 from critiq._stream import Connection, UnaryConnection, stream
@@ -37,7 +38,7 @@ class _Transport(Protocol):
     def close(self) -> None: ...
 
 
-class Client(BaseClient):
+class Client(JobMethods):
     """A connection to a critiq server, for any number of threads.
 
     Connects at the first call. Use it as a context manager, or :meth:`close` it. Not to be shared over a ``fork``: make
