@@ -12,7 +12,8 @@ import { detail, judges } from "./results.js";
 import { startTabs } from "./tabs.js";
 import { Verdicts } from "./verdict.js";
 
-const state = { models: [], by: "", ascending: false, selected: 0, asked: null, running: null };
+// `picked`: the visitor chose whose card is shown; until then it is the best picture's.
+const state = { models: [], by: "", ascending: false, selected: 0, picked: false, asked: null, running: null };
 const verdicts = new Verdicts();
 const pictures = new Pictures(changed);
 
@@ -31,6 +32,7 @@ async function start() {
   byId("clear").addEventListener("click", clear);
   byId("model").addEventListener("change", aboutModel);
   await Promise.all([loadModels(), verdicts.load()]);
+  draw(); // a quick visitor has a picture's card already, without the policies
 }
 
 async function loadModels() {
@@ -65,7 +67,10 @@ function clear() {
 }
 
 function changed(added) {
-  if (!pictures.list.some((picture) => picture.id === state.selected)) state.selected = pictures.list[0]?.id ?? 0;
+  if (!pictures.list.some((picture) => picture.id === state.selected)) {
+    state.selected = pictures.list[0]?.id ?? 0;
+    state.picked = false;
+  }
   if (added) run();
   else draw();
 }
@@ -125,6 +130,8 @@ async function run() {
 
 function finish(list) {
   progress("");
+  const [best] = state.by ? ranking(list, state.by) : [];
+  if (best?.rank && !state.picked) state.selected = list[best.index].id;
   draw();
   const failed = list.filter((picture) => picture.error).length;
   const busy = list.find((picture) => picture.error?.status === 429 || picture.error?.code === "TOO_BUSY");
@@ -172,7 +179,7 @@ function draw() {
 
 /** Keeps what the visitor does inside the card (a heat map switched on) while other pictures' scores arrive. */
 function drawDetail(picture) {
-  const key = `${picture.id} ${Boolean(picture.result)} ${picture.error?.message ?? ""} ${state.asked.prompt} ${state.asked.model.version}`;
+  const key = `${picture.id} ${Boolean(picture.result)} ${picture.error?.message ?? ""} ${state.asked.prompt} ${state.asked.model.name} ${state.asked.model.version} ${verdicts.policies?.length}`;
   const node = byId("detail");
   if (node.dataset.key === key && node.childElementCount) return;
   node.dataset.key = key;
@@ -180,7 +187,7 @@ function drawDetail(picture) {
 }
 
 function select(id) {
-  state.selected = id;
+  Object.assign(state, { selected: id, picked: true });
   draw();
   byId("detail-title").focus({ preventScroll: true });
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;

@@ -21,7 +21,7 @@ export function heatPanel(picture, model, asked, facts) {
 
   const words = el("div", { class: "heat-words" });
   const toggle = el("button", { type: "button", role: "switch", class: "switch", id: "heat-switch", "aria-checked": "false", onclick: flip },
-    el("span", { class: "knob", "aria-hidden": "true" }), "Heat map of local quality");
+    el("span", { class: "knob", "aria-hidden": "true" }), "Heat map");
   const choice = el("select", { id: "heat-dimension", "aria-label": "Dimension of the heat map", onchange: draw },
     local.map((dimension) => el("option", { value: dimension.name }, dimension.title)));
   const panel = el("div", { class: "heat-choice", hidden: true }, choice);
