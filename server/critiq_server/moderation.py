@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import structlog
 
@@ -15,8 +14,8 @@ from critiq_server.bundles.repository import version_order
 from critiq_server.prompts import normalise
 from critiq_server.queries import Query, Target
 from critiq_server.scoring.moderation_settings import ModerationSettings
-from critiq_server.scoring.policies import Policy, decide
-from critiq_server.scoring.policy_files import SUFFIXES, PolicyError, read_policy
+from critiq_server.scoring.policies import Policy, decide, lacking
+from critiq_server.scoring.policy_files import PolicyError, files_in, read_policy
 from critiq_server.service import Service
 from critiq_server.wording import quoted
 
@@ -100,7 +99,7 @@ class Policies:
         """Why a model may not be served, as a policy that is about it compares what it does not have; else empty."""
         for policy in self:
             about = (policy.model or default_model) == manifest.name
-            if about and policy.model_version in ("", manifest.version) and (problem := _lacking(policy, manifest)):
+            if about and policy.model_version in ("", manifest.version) and (problem := lacking(policy, manifest)):
                 return problem
         return ""
 
@@ -113,7 +112,7 @@ def load_policies(settings: ModerationSettings) -> Policies:
 
     Raises ``PolicyError`` that names the file for the first one that cannot be used.
     """
-    files = [file for path in settings.policies for file in _files(path)]
+    files = [file for path in settings.policies for file in files_in(path)]
     return Policies({str(file): read_policy(file) for file in files}, settings.default)
 
 
@@ -163,7 +162,7 @@ class Moderation:
                 raise PolicyError(f"{name}: its model {model.name!r} is not served: {model.state_reason}")
             if model.state == "ready":
                 with self.service.registry.lease(policy.model, policy.model_version) as served:
-                    if problem := _lacking(policy, served.model.manifest):
+                    if problem := lacking(policy, served.model.manifest):
                         raise PolicyError(problem)
             else:
                 logger.warning("a policy's model is not loaded", policy=policy.name, model=model.name)
@@ -219,28 +218,3 @@ def _together(results: Sequence[types.ScoreResult]) -> types.ScoreResult | None:
     image = replace(results[0].image, resized=any(result.image.resized for result in results))
     scores = tuple(score for result in results for score in result.scores)
     return types.ScoreResult(scores, image, next((result.prompt for result in results if result.prompt), None))
-
-
-def _lacking(policy: Policy, manifest: Manifest) -> str:
-    """What the policy compares and the model does not give; empty if it gives all."""
-    dimensions = {dimension.name: dimension for dimension in manifest.dimensions}
-    who = f"the policy {policy.name!r} version {policy.version!r} compares"
-    whose = f"the model {manifest.name!r} version {manifest.version!r}"
-    for part in policy.comparisons:
-        dimension = dimensions.get(part.dimension)
-        if dimension is None:
-            return f"{who} {quoted(part.dimension)}, and {whose} has no such dimension; it has {', '.join(dimensions)}"
-        if part.scale == "calibrated" and dimension.calibration is None:
-            return f"{who} calibrated values of {part.dimension!r}, and {whose} has no calibration for it"
-        if part.scale == "percentile" and dimension.reference is None:
-            return f"{who} percentiles of {part.dimension!r}, and {whose} has no reference for it"
-    return ""
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
-    if not found:
-        raise PolicyError(f"{path}: the directory holds no policy ({', '.join('*' + suffix for suffix in SUFFIXES)})")
-    return found

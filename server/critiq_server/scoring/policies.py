@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from critiq.types import Decision, Flag, Reason, Scale, Score, ScoreResult, Verdict
+from critiq_server.bundles.manifest import Manifest
+from critiq_server.wording import quoted
 
 SEVERITY: Mapping[Decision, int] = MappingProxyType({name: rank for rank, name in enumerate(get_args(Decision))})
 """Larger is more severe."""
@@ -178,6 +180,13 @@ class Policy(_Part):
         """The dimensions that the rules compare, in the order of the rules; none if all rules are about flags."""
         return tuple(dict.fromkeys(part.dimension for part in self.comparisons))
 
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        """The flags that the rules ask for."""
+        return tuple(
+            dict.fromkeys(part.flag for rule in self.rules for part in rule.singles if isinstance(part, FlagSet))
+        )
+
 
 def decide(policy: Policy, result: ScoreResult | None, failures: Mapping[str, str] = MappingProxyType({})) -> Verdict:
     """What ``policy`` says about a picture with these scores.
@@ -207,6 +216,22 @@ def decide(policy: Policy, result: ScoreResult | None, failures: Mapping[str, st
         image=result.image if result is not None else None,
         prompt=result.prompt if result is not None else None,
     )
+
+
+def lacking(policy: Policy, manifest: Manifest) -> str:
+    """What the policy compares and the model does not give; empty if it gives all."""
+    dimensions = {dimension.name: dimension for dimension in manifest.dimensions}
+    who = f"the policy {policy.name!r} version {policy.version!r} compares"
+    whose = f"the model {manifest.name!r} version {manifest.version!r}"
+    for part in policy.comparisons:
+        dimension = dimensions.get(part.dimension)
+        if dimension is None:
+            return f"{who} {quoted(part.dimension)}, and {whose} has no such dimension; it has {', '.join(dimensions)}"
+        if part.scale == "calibrated" and dimension.calibration is None:
+            return f"{who} calibrated values of {part.dimension!r}, and {whose} has no calibration for it"
+        if part.scale == "percentile" and dimension.reference is None:
+            return f"{who} percentiles of {part.dimension!r}, and {whose} has no reference for it"
+    return ""
 
 
 def value_on(score: Score, scale: Scale) -> float | None:

@@ -47,6 +47,16 @@ def parse_policy(text: str, source: str = "policy") -> Policy:
         raise PolicyError("\n".join(problems)) from error
 
 
+def files_in(path: Path) -> list[Path]:
+    """The policy files of a directory, sorted; of a file itself. Raises ``PolicyError`` if there is none."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+    if not found:
+        raise PolicyError(f"{path}: the directory holds no policy ({', '.join('*' + suffix for suffix in SUFFIXES)})")
+    return found
+
+
 def policy_yaml(policy: Policy) -> str:
     """YAML that :func:`parse_policy` reads back to the same policy."""
     plain = policy.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
