@@ -152,8 +152,8 @@ def _ma_agiqa(dataset: Dataset, options: Options) -> Plan:
     ]
     if dataset.problems:
         notes.append(
-            f"the label file has {len(dataset.problems)} problem(s); each row that is left out moves the split away from "
-            "the published one"
+            f"the label file has {len(dataset.problems)} problem(s); each row that is left out moves the split away "
+            "from the published one"
         )
     if len(dataset.pictures) == 20_000:
         notes.append("for AIGIQA-20K, MA-AGIQA splits the 14,000 rows of info_train.csv alone: give that file")

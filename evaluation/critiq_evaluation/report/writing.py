@@ -33,6 +33,9 @@ def write_report(evaluation: Evaluation, about: About, images: Path, out: Path) 
     }
     texts |= {f"figures/{drawing.name}.svg": drawing.svg for drawing in (*contents.scatters, *contents.bars)}
     (out / "figures").mkdir(parents=True, exist_ok=True)
+    for pattern in ("scatter_*.svg", "bars_*.svg", "worst_*.jpg"):  # of an earlier report in the same place
+        for path in (out / "figures").glob(pattern):
+            path.unlink()
     written = []
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
