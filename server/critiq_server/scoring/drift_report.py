@@ -188,7 +188,8 @@ def _comparison(kind: Kind, found: Comparison) -> ComparisonJson:
 
 
 def _histogram(series: Series, window: Window, now: float) -> HistogramJson | None:
-    """Bins of one width over what either side shows, but for 0.5 % at each end; a bin for each value with a name."""
+    """Bins of one width over the window and what its state goes by, but for 0.5 % at each end; values with names have
+    a bin each."""
     values = series.summary(window, now)
     if not isinstance(values, Sketch):
         return None
@@ -197,7 +198,8 @@ def _histogram(series: Series, window: Window, now: float) -> HistogramJson | No
         edges = np.arange(len(series.categories) - 1) + 0.5
     else:
         seen = values.quantiles(np.array([0.005, 0.995]))
-        ends = np.concatenate([seen, *(yardstick.quantiles[[0, -1]] for yardstick in yardsticks.values())])
+        main = yardsticks.get(series.against) or next(iter(yardsticks.values()), None)
+        ends = seen if main is None else np.concatenate([seen, main.quantiles[[0, -1]]])
         edges = np.linspace(ends.min(), ends.max(), _BINS - 1)
     places = np.unique(edges.astype(np.float32))
     shares = {"window": np.diff(np.concatenate([[0.0], values.cdf(places, inclusive=True), [1.0]]))}

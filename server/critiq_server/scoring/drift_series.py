@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from critiq_server.bundles.manifest import Reference
@@ -99,9 +100,10 @@ class Series:
     fresh: bool = False
     """Whether there are values that no look has seen."""
     latest: Window | None = None
-    """The window that differed most surely at the last look."""
+    """The window that differed most surely; worked out when a slot begins or the state changes."""
     ring: Ring[Any] = field(init=False)
     _calm: float | None = field(init=False, default=None)
+    _measured: int = field(init=False, default=-1)
     _yardstick: Yardstick | None = field(init=False, default=None)
     _reference: Yardstick | None = field(init=False, default=None)
 
@@ -155,20 +157,21 @@ class Series:
 
     def judge(self, now: float) -> State:
         """What the windows say by themselves; ``latest`` is then the one that says most."""
-        self.fresh, self.latest = False, None
+        self.fresh = False
         if self.against == "baseline" and self.frozen is None:
+            self.latest = None
             return "learning"
         found: State = "steady"
-        least = math.inf
-        start, most_sure = 0, None
-        for begin, total in self.ring.windows(now):
-            if total.count >= self.rule.least_count:
-                test = self._test(total)
+        surest: tuple[float, int] | None = None
+        for start, count, test in self._tests(now):
+            if count >= self.rule.least_count:
                 found = max(found, self.rule.judge(test), key=SEVERITY.index)
-                if test.p_value <= least:
-                    least, start, most_sure = test.p_value, begin, total.copy()
-        if most_sure is not None:
-            self.latest = Window(start * self.ring.unit, now, most_sure.count, self._compare(most_sure))
+                if surest is None or test.p_value <= surest[0]:
+                    surest = test.p_value, start
+        unit = int(now // self.ring.unit)
+        if surest is None or unit != self._measured or found != self.state:
+            self._measured = unit
+            self.latest = None if surest is None else self._window(surest[1], now)
         return found
 
     def windows(self, now: float) -> list[Window]:
@@ -269,10 +272,35 @@ class Series:
         elif other.frozen is not None:
             self.baseline, self.frozen, self._yardstick = other.baseline, other.frozen, None
 
-    def _test(self, total: Any) -> Comparison:
+    def _tests(self, now: float) -> Iterator[tuple[int, int, Comparison]]:
+        """``(start, count, result)`` of each window; ``start`` in units of the ring.
+
+        Shares of slots add up to those of a window, and those of all slots but the newest are known already: so a look
+        costs a twentieth of merging the sketches.
+        """
+        alike = self.settings.count_as_one
         if isinstance(self.baseline, Moments):
-            return compare_moments(total, self.baseline, self.settings.count_as_one)
-        return significance(total, self.yardstick(self.against), self.settings.count_as_one)
+            for start, total in self.ring.windows(now):
+                yield start, total.count, compare_moments(total, self.baseline, alike)
+            return
+        yardstick = self.yardstick(self.against)
+        below, count, error = np.zeros((2, len(yardstick.points))), 0, 0.0
+        for start, added in self.ring.growth(now):
+            for slot in added:
+                values: Sketch = slot.summary
+                if not values.count:
+                    continue
+                if slot.known is None or slot.known[:2] != (yardstick, values.count):
+                    slot.known = (yardstick, values.count, values.count * yardstick.shares_of(values))
+                below += slot.known[2]
+                count += values.count
+                error += values.count * values.rank_error
+            if count:
+                yield start, count, significance(below / count, count, error / count, yardstick, alike)
+
+    def _window(self, start: int, now: float) -> Window:
+        total = next(total for begin, total in self.ring.windows(now) if begin == start)
+        return Window(start * self.ring.unit, now, total.count, self._compare(total))
 
     def _compare(self, total: Any) -> dict[str, Comparison]:
         found, alike = {}, self.settings.count_as_one

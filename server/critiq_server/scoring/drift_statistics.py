@@ -121,28 +121,34 @@ class Yardstick:
         """Shares of the bins that ``edges`` cut, the first and the last without an end."""
         return np.diff(np.concatenate([[0.0], self.cdf(edges), [1.0]]))
 
-    def distance(self, window: Sketch) -> float:
+    def shares_of(self, window: Sketch) -> NDArray[np.float64]:
+        """Shares [2, points] of the window's values at or below, and below, each point."""
+        return np.stack([window.cdf(self.points, inclusive=True), window.cdf(self.points, inclusive=False)])
+
+    def distance(self, shares: NDArray[np.float64]) -> float:
         """Kolmogorov-Smirnov statistic at the points, from below and from above: where the shares are known."""
-        at, below = window.cdf(self.points, inclusive=True), window.cdf(self.points, inclusive=False)
+        at, below = shares
         low_at, high_at, low_below, high_below = self._bounds
         beyond = np.maximum(np.maximum(low_at - at, at - high_at), np.maximum(low_below - below, below - high_below))
         return max(0.0, float(beyond.max()))
 
 
-def significance(window: Sketch, yardstick: Yardstick, alike: float = 1.0) -> Comparison:
-    """Whether ``window`` (with at least one value) differs from ``yardstick``; PSI and Wasserstein are left out.
+def significance(
+    shares: NDArray[np.float64], count: int, rank_error: float, yardstick: Yardstick, alike: float
+) -> Comparison:
+    """Whether ``count`` values with these shares (:meth:`Yardstick.shares_of`) differ from ``yardstick``.
 
     The p-value is the bound of Dvoretzky, Kiefer and Wolfowitz, ``2 exp(-2 n e**2)``, of what remains of the statistic
-    after the margin. ``alike`` values count as one.
+    after the margin. ``alike`` values count as one. PSI and Wasserstein are left out.
     """
-    size = yardstick.distance(window)
-    margin = window.rank_error + yardstick.rank_error + math.sqrt(alike) * yardstick.sampling_error
+    size = yardstick.distance(shares)
+    margin = rank_error + yardstick.rank_error + math.sqrt(alike) * yardstick.sampling_error
     excess = max(0.0, size - margin)
-    return Comparison(size, min(1.0, 2 * math.exp(-2 * window.count / alike * excess**2)), margin)
+    return Comparison(size, min(1.0, 2 * math.exp(-2 * count / alike * excess**2)), margin)
 
 
 def compare_distributions(window: Sketch, yardstick: Yardstick, alike: float = 1.0) -> Comparison:
-    """As :func:`significance`, and how far they lie apart in other measures.
+    """Holds ``window`` (with at least one value) against ``yardstick``; see :func:`significance`.
 
     PSI: bins between the deciles of the yardstick; half a value is added to each bin of both sides, so that no bin is
     empty. Wasserstein: mean distance of 200 quantiles.
@@ -151,7 +157,7 @@ def compare_distributions(window: Sketch, yardstick: Yardstick, alike: float = 1
     p, q = _smoothed(shares, window.count), _smoothed(yardstick.shares, yardstick.count)
     moved = float(np.abs(window.quantiles(_SHARES) - yardstick.quantiles).mean())
     return replace(
-        significance(window, yardstick, alike),
+        significance(yardstick.shares_of(window), window.count, window.rank_error, yardstick, alike),
         psi=float(((p - q) * np.log(p / q)).sum()),
         psi_by_chance=alike * (len(p) - 1) * (1 / window.count + 1 / yardstick.count),
         wasserstein=moved / yardstick.quartile_range if yardstick.quartile_range > 0 else None,

@@ -138,6 +138,8 @@ class Slot(Generic[S]):
     start: int
     level: int
     summary: S
+    known: Any = None
+    """What a reader worked out of ``summary``; it has to see for itself whether that is still true."""
 
     @property
     def end(self) -> int:
@@ -189,17 +191,22 @@ class Ring(Generic[S]):
 
         ``start`` is in units since 1970. The summary grows with the next step: read it, or copy it, before that.
         """
-        newest = int(now // self.unit)
         total = self._make()
+        for start, added in self.growth(now):
+            for slot in added:
+                total.merge(slot.summary)
+            yield start, total
+
+    def growth(self, now: float) -> Iterator[tuple[int, list[Slot[S]]]]:
+        """As :meth:`windows`, with the slots that each has beside those of the shorter ones."""
+        newest = int(now // self.unit)
         left = [slot for slot in self.slots if slot.start > newest - self.units]
         for length in self.lengths:
-            grown = False
+            added = []
             while left and left[-1].start > newest - length:
-                slot = left.pop()
-                total.merge(slot.summary)
-                grown = True
-            if grown:
-                yield slot.start, total
+                added.append(left.pop())
+            if added:
+                yield added[-1].start, added
 
     def clear(self) -> None:
         self.slots.clear()
@@ -215,7 +222,7 @@ class Ring(Generic[S]):
             if compact and compact[-1].end > start:
                 last = compact[-1]
                 last.summary.merge(slot.summary)
-                last.start, last.level = min(last.start, start), max(last.level, level)
+                last.start, last.level, last.known = min(last.start, start), max(last.level, level), None
             else:
                 compact.append(Slot(start, level, slot.summary))
         self.slots = compact
