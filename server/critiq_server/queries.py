@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from critiq import types
 from critiq.errors import CritiqError, InvalidArgument, NotFound
 from critiq_server.engine.demand import Priority
 from critiq_server.engine.engine import ServedModel
 from critiq_server.images.source import ImageSource, RemoteImage
 from critiq_server.runtime.base import TensorSpec
 from critiq_server.scoring.judgement import Judgement
+from critiq_server.scoring.ranking import check_thresholds
 from critiq_server.wording import quoted
 
 
@@ -107,6 +109,59 @@ def ranking_dimension(served: ServedModel, target: Target, prompt: str) -> Judge
         return dimensions_of(served, target, prompt)[0]
     allowed = dimensions_of(served, target, prompt)
     return next((entry for entry in allowed if entry.dimension.needs_prompt), allowed[0])
+
+
+def embedding_of(served: ServedModel, name: str) -> tuple[str, str]:
+    """The stage and the output that ``name`` (``stage`` or ``stage/output``) means; empty: the model's image encoder.
+
+    That is the first stage that sees the picture, gives a vector and is read by a dimension with a prompt: such an
+    encoder looks at what the picture shows. Where there is none, the first that sees the picture and gives a vector.
+    Raises ``InvalidArgument`` if the model has no such stage or output.
+    """
+    model = served.model
+    vectors = {
+        stage: [output for output in outputs if (model.stages[stage].runtime.outputs[output].shape[0] or 0) > 1]
+        for stage, outputs in model.vectors.items()
+    }
+    vectors = {stage: outputs for stage, outputs in vectors.items() if outputs}
+    if not vectors:
+        raise InvalidArgument(
+            f"the model {model.manifest.name!r} has no stage that turns a picture into a vector, so distances between "
+            "pictures are not known; leave diversity at 0, or rank by another model",
+            field="diversity",
+        )
+    if not name:
+        asked = [entry.dimension for entry in model.judgements.values() if entry.dimension.needs_prompt]
+        read = model.plan(frozenset(dimension.stage for dimension in asked)).stages
+        chosen = next((stage.spec.name for stage in read if stage.spec.name in vectors), next(iter(vectors)))
+        return chosen, vectors[chosen][0]
+    stage, _, output = name.partition("/")
+    if stage not in vectors or (output and output not in vectors[stage]):
+        known = ", ".join(f"{stage}/{output}" for stage, outputs in vectors.items() for output in outputs)
+        raise InvalidArgument(
+            f"the model {model.manifest.name!r} has no embedding {quoted(name)}; it has {known}", field="embedding"
+        )
+    return stage, output or vectors[stage][0]
+
+
+def threshold_dimensions(
+    served: ServedModel, thresholds: Sequence[types.Threshold], ranked_by: Judgement, prompt: str
+) -> list[Judgement]:
+    """The dimension to rank by, then the others that have thresholds.
+
+    Raises ``NotFound`` or ``InvalidArgument`` if a threshold cannot be compared.
+    """
+    wanted = {ranked_by.dimension.name: ranked_by}
+    for position, threshold in enumerate(thresholds):
+        name = threshold.dimension
+        if name and name not in wanted:
+            try:
+                wanted[name] = dimensions_of(served, Target(dimensions=(name,)), prompt)[0]
+            except CritiqError as error:
+                field = error.field if error.field == "prompt" else f"thresholds[{position}].dimension"
+                raise type(error)(error.message, field=field) from error
+    check_thresholds(list(wanted.values()), thresholds, ranked_by.dimension.name)
+    return list(wanted.values())
 
 
 def check_unique(ids: Sequence[str]) -> None:

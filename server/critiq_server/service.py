@@ -38,14 +38,26 @@ from critiq_server.queries import (
     Target,
     check_unique,
     dimensions_of,
+    embedding_of,
     model_of,
     ranking_dimension,
+    threshold_dimensions,
     worth_fetching,
 )
 from critiq_server.registry import Registry
+from critiq_server.scoring.diversity import Embedding, checked
 from critiq_server.scoring.drift import DriftMonitor
 from critiq_server.scoring.judgement import Judgement
-from critiq_server.scoring.ranking import alike, comparison, placed, ranking, unlike
+from critiq_server.scoring.ranking import (
+    EVERYTHING,
+    Candidate,
+    Selection,
+    alike,
+    comparison,
+    placed,
+    ranking,
+    unlike,
+)
 from critiq_server.settings import Settings
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
@@ -127,7 +139,7 @@ class Service:
         prompt: str = "",
         target: Target = Target(),
         priority: Priority = Priority.INTERACTIVE,
-        top_k: int = 0,
+        selection: Selection = EVERYTHING,
         timeout: float | None = None,
     ) -> types.RankResult:
         """Orders pictures made from one prompt, best first."""
@@ -140,14 +152,22 @@ class Service:
             prompt = normalise(prompt, self.settings.limits.prompt_bytes)
             with self.registry.lease(target.model, target.version) as served:
                 judgement = ranking_dimension(served, target, prompt)
-            one = replace(target, dimensions=(judgement.dimension.name,))
+                asked = threshold_dimensions(served, selection.thresholds, judgement, prompt)
+                embedding = embedding_of(served, selection.embedding) if selection.diversity else None
+            wanted = replace(target, dimensions=tuple(entry.dimension.name for entry in asked))
             queries = [
-                image if isinstance(image, CritiqError) else Query(image, prompt, one, priority) for image in images
+                image if isinstance(image, CritiqError) else Query(image, prompt, wanted, priority) for image in images
             ]
             with self._admitted([query for query in queries if isinstance(query, Query)]):
-                items = [Item(str(index), query) for index, query in enumerate(queries)]
-                results = await asyncio.gather(*(self._item(item, timeout) for item in items))
-        return types.RankResult(judgement.dimension.name, ranking(judgement, alike(results), top_k))
+                work = partial(self._candidate, embedding)
+                outcomes = await asyncio.gather(
+                    *(self._outcome(f"image {at}", query, timeout, work) for at, query in enumerate(queries))
+                )
+        candidates = [
+            outcome if isinstance(outcome, CritiqError) else Candidate(at, *outcome)
+            for at, outcome in enumerate(outcomes)
+        ]
+        return types.RankResult(judgement.dimension.name, ranking(judgement, alike(judgement, candidates), selection))
 
     async def compare(self, first: Query, second: Query, timeout: float | None = None) -> types.CompareResult:
         """Compares two pictures in every dimension; both queries have one prompt and target."""
@@ -286,15 +306,33 @@ class Service:
         await self.registry.unload(name, version)
 
     async def _score(self, query: Query, call: Call) -> types.ScoreResult:
+        return (await self._evaluated(frozenset(), query, call))[0]
+
+    async def _candidate(
+        self, embedding: tuple[str, str] | None, query: Query, call: Call
+    ) -> tuple[types.ScoreResult, Embedding | None]:
+        """A picture's scores and its embedding (stage and output, if one is wanted), of one evaluation."""
+        if embedding is None:
+            return await self._score(query, call), None
+        stage, output = embedding
+        result, evaluation = await self._evaluated(frozenset([stage]), query, call)
+        if stage in evaluation.unanswered:
+            raise evaluation.unanswered[stage]
+        return result, checked(evaluation.values[stage][output], stage)
+
+    async def _evaluated(
+        self, further: frozenset[str], query: Query, call: Call
+    ) -> tuple[types.ScoreResult, Evaluation]:
+        """The scores, and what they are made of; the stages called ``further`` are evaluated beside them."""
         if isinstance(query.image, RemoteImage):
             async with self._remote.fetched(query.image.url, bulk=query.priority is Priority.BULK) as image:
-                return await self._score(replace(query, image=image), call)
+                return await self._evaluated(further, replace(query, image=image), call)
         prompt = normalise(query.prompt, self.settings.limits.prompt_bytes)
         with self.registry.lease(query.target.model, query.target.version) as served:
             judgements = dimensions_of(served, query.target, prompt)
             picture = self._darkroom.picture(query.image)
             outputs = frozenset(judgement.dimension.stage for judgement in judgements)
-            evaluation = await self._engine.evaluate(served, outputs, picture, prompt, call)
+            evaluation = await self._engine.evaluate(served, outputs | further, picture, prompt, call)
             unanswered = [entry for entry in judgements if entry.dimension.stage in evaluation.unanswered]
             degraded = await self._degraded(served, unanswered, evaluation, picture, prompt, call)
             scores = []
@@ -311,7 +349,7 @@ class Service:
             views = served.model.plan(outputs).views
             if any(resizes(view, report.height, report.width) for view in views):
                 report = replace(report, resized=True)
-            return types.ScoreResult(tuple(scores), report, evaluation.prompt)
+            return types.ScoreResult(tuple(scores), report, evaluation.prompt), evaluation
 
     async def _degraded(
         self,

@@ -35,6 +35,7 @@ from critiq.types import (
     ImageReport,
     ItemResult,
     Licence,
+    MissedThreshold,
     Model,
     PolicyInfo,
     PrefetchResult,
@@ -45,6 +46,7 @@ from critiq.types import (
     Score,
     ScoreResult,
     StageInfo,
+    Threshold,
     Verdict,
 )
 
@@ -70,6 +72,7 @@ __all__ = [
     "JobCallback",
     "JobResult",
     "Licence",
+    "MissedThreshold",
     "Model",
     "ModelNotLoaded",
     "NotFound",
@@ -84,6 +87,7 @@ __all__ = [
     "ScoreResult",
     "StageInfo",
     "Stopping",
+    "Threshold",
     "TooBusy",
     "TooLarge",
     "Unauthenticated",

@@ -99,7 +99,15 @@ def prefetch(items: Sequence[scoring_pb2.ScoreItem]) -> Call[types.PrefetchResul
     )
 
 
-def rank(images: Iterable[ImageInput], prompt: str, options: Options, top_k: int) -> Call[types.RankResult]:
+def rank(
+    images: Iterable[ImageInput],
+    prompt: str,
+    options: Options,
+    top_k: int,
+    at_least: Sequence[types.Threshold | str] = (),
+    diversity: float = 0.0,
+    embedding: str = "",
+) -> Call[types.RankResult]:
     pictures = [to_image(image, f"images[{index}]") for index, image in enumerate(split_pictures(images, "images"))]
     if not pictures:
         raise InvalidArgument("no pictures", field="images")
@@ -111,8 +119,24 @@ def rank(images: Iterable[ImageInput], prompt: str, options: Options, top_k: int
         target=options.target(),
         priority=wire.priority_to_proto(options.priority),
         top_k=top_k,
+        thresholds=_thresholds(at_least),
+        diversity=diversity,
+        embedding=embedding,
     )
     return Call("Scoring/Rank", "POST", "/v1/rank", request, scoring_pb2.RankResponse, wire.rank_from_proto)
+
+
+def _thresholds(at_least: Sequence[types.Threshold | str]) -> list[scoring_pb2.Threshold]:
+    if isinstance(at_least, str | types.Threshold):
+        raise InvalidArgument(f"give a sequence, for instance [{at_least!r}]", field="at_least")
+    thresholds = [types.Threshold.parse(entry) if isinstance(entry, str) else entry for entry in at_least]
+    for position, entry in enumerate(thresholds):
+        if entry.scale not in get_args(types.Scale):
+            raise InvalidArgument(
+                f"{entry.scale!r} is no scale; known are {list(get_args(types.Scale))}",
+                field=f"thresholds[{position}].scale",
+            )
+    return [wire.threshold_to_proto(entry) for entry in thresholds]
 
 
 def compare(first: ImageInput, second: ImageInput, prompt: str, options: Options) -> Call[types.CompareResult]:

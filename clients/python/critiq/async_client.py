@@ -27,6 +27,7 @@ from critiq.types import (
     Priority,
     RankResult,
     ScoreResult,
+    Threshold,
     Verdict,
 )
 
@@ -124,6 +125,9 @@ class AsyncClient(AsyncJobMethods):
         prompt: str = "",
         *,
         top_k: int = 0,
+        at_least: Sequence[Threshold | str] = (),
+        diversity: float = 0.0,
+        embedding: str = "",
         model: str = "",
         version: str = "",
         dimension: str = "",
@@ -132,7 +136,8 @@ class AsyncClient(AsyncJobMethods):
     ) -> RankResult:
         """See :meth:`critiq.Client.rank`."""
         options = Options(model, version, (dimension,) if dimension else (), priority)
-        call = await asyncio.to_thread(_requests.rank, images, prompt, options, top_k)
+        arguments = (images, prompt, options, top_k, at_least, diversity, embedding)
+        call = await asyncio.to_thread(_requests.rank, *arguments)
         return await self._run(call, self._limit(timeout))
 
     async def compare(

@@ -27,6 +27,7 @@ from critiq.types import (
     Priority,
     RankResult,
     ScoreResult,
+    Threshold,
     Verdict,
 )
 
@@ -158,6 +159,9 @@ class Client(JobMethods):
         prompt: str = "",
         *,
         top_k: int = 0,
+        at_least: Sequence[Threshold | str] = (),
+        diversity: float = 0.0,
+        embedding: str = "",
         model: str = "",
         version: str = "",
         dimension: str = "",
@@ -168,11 +172,17 @@ class Client(JobMethods):
 
         Args:
             images: pictures, or an array or tensor with four axes.
-            top_k: only the best so many; 0: all.
+            top_k: only the best so many; 0: all. Taken after the thresholds.
+            at_least: what a picture needs to be ranked: :class:`critiq.Threshold` or text such as
+                ``"visual_quality:percentile=20"``.
+            diversity: 0..1; how much being unlike the pictures placed before counts against the score (maximal marginal
+                relevance, see the contract).
+            embedding: the stage whose output is compared for that; default: the model's image encoder.
             dimension: what to order by; default: alignment with a prompt, else visual quality (for the built-in model).
         """
         options = Options(model, version, (dimension,) if dimension else (), priority)
-        return self._run(_requests.rank(images, prompt, options, top_k), self._limit(timeout))
+        call = _requests.rank(images, prompt, options, top_k, at_least, diversity, embedding)
+        return self._run(call, self._limit(timeout))
 
     def compare(
         self,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self, cast, get_args
 
-from critiq.errors import CritiqError
+from critiq.errors import CritiqError, InvalidArgument
 
 Direction = Literal["higher_is_better", "lower_is_better"]
 Scope = Literal["absolute", "within_prompt"]
@@ -111,18 +111,73 @@ class ItemResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Threshold:
+    """A value that a picture needs to be ranked; an empty ``dimension`` is the one that is ranked by.
+
+    ``at_least`` is in the unit of ``scale``: calibrated 0..1, percentile 0..100, raw as in :class:`Dimension`. A raw
+    value of a dimension where lower is better must be at most that.
+    """
+
+    at_least: float
+    dimension: str = ""
+    scale: Scale = "calibrated"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``dimension:scale=number``, for instance ``visual_quality:percentile=20``; the dimension may be left out.
+
+        Raises:
+            InvalidArgument: it is not of that form.
+        """
+        place, equals, number = text.rpartition("=")
+        dimension, _, scale = place.rpartition(":")
+        try:
+            if equals and scale.strip() in get_args(Scale):
+                return cls(float(number), dimension.strip(), cast(Scale, scale.strip()))
+        except ValueError:
+            pass
+        scales = ", ".join(get_args(Scale))
+        raise InvalidArgument(
+            f"{text[:80]!r} is no threshold; write DIMENSION:SCALE=NUMBER, for instance visual_quality:percentile=20 "
+            f"(scales: {scales})",
+            field="thresholds",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MissedThreshold:
+    """A threshold that a picture does not reach; ``value`` is ``None`` if it has none on this scale."""
+
+    dimension: str
+    scale: Scale
+    at_least: float
+    value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RankedImage:
-    """``index`` is the picture's position in the request, from 0; ``rank`` is 1 for the best, 0 if it has no score."""
+    """``index`` is the picture's position in the request, from 0; ``rank`` is 1 for the best, 0 if it is not ranked.
+
+    A picture without a rank has an ``error``, or a ``reason``: ``missed`` are the thresholds that it does not reach.
+    Where ``similar_to`` (a position in the request) is set, the picture was placed behind that one, or left out, for
+    its ``similarity`` (cosine, -1..1) to it; by score alone it would stand further ahead. ``others`` are its scores in
+    the other dimensions that have thresholds.
+    """
 
     index: int
     rank: int
     score: Score | None = None
     error: CritiqError | None = None
+    others: tuple[Score, ...] = ()
+    missed: tuple[MissedThreshold, ...] = ()
+    similar_to: int | None = None
+    similarity: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RankResult:
-    """Pictures, best first; those that could not be scored stand last."""
+    """The ranked pictures, best first; then those left out for similarity, below a threshold, and without a score."""
 
     dimension: str
     ranking: tuple[RankedImage, ...]

@@ -163,6 +163,19 @@ def rank_to_proto(result: types.RankResult) -> scoring_pb2.RankResponse:
                 rank=entry.rank,
                 score=score_to_proto(entry.score) if entry.score is not None else None,
                 error=error_to_proto(entry.error) if entry.error is not None else None,
+                others=[score_to_proto(score) for score in entry.others],
+                missed=[
+                    scoring_pb2.MissedThreshold(
+                        dimension=missed.dimension,
+                        scale=cast(Any, _SCALE[missed.scale]),
+                        at_least=missed.at_least,
+                        value=missed.value,
+                    )
+                    for missed in entry.missed
+                ],
+                similar_to=entry.similar_to,
+                similarity=entry.similarity,
+                reason=entry.reason,
             )
             for entry in result.ranking
         ],
@@ -170,13 +183,47 @@ def rank_to_proto(result: types.RankResult) -> scoring_pb2.RankResponse:
 
 
 def rank_from_proto(message: scoring_pb2.RankResponse) -> types.RankResult:
-    ranking = []
-    for entry in message.ranking:
-        if entry.WhichOneof("outcome") == "score":
-            ranking.append(types.RankedImage(entry.index, entry.rank, score=score_from_proto(entry.score)))
-        else:
-            ranking.append(types.RankedImage(entry.index, entry.rank, error=error_from_proto(entry.error)))
-    return types.RankResult(message.dimension, tuple(ranking))
+    return types.RankResult(message.dimension, tuple(_ranked_from_proto(entry) for entry in message.ranking))
+
+
+def _ranked_from_proto(entry: scoring_pb2.RankedImage) -> types.RankedImage:
+    scored = entry.WhichOneof("outcome") == "score"
+    return types.RankedImage(
+        entry.index,
+        entry.rank,
+        score=score_from_proto(entry.score) if scored else None,
+        error=None if scored else error_from_proto(entry.error),
+        others=tuple(score_from_proto(score) for score in entry.others),
+        missed=tuple(
+            types.MissedThreshold(
+                missed.dimension,
+                scale_from_proto(missed.scale),
+                missed.at_least,
+                missed.value if missed.HasField("value") else None,
+            )
+            for missed in entry.missed
+        ),
+        similar_to=entry.similar_to if entry.HasField("similar_to") else None,
+        similarity=entry.similarity if entry.HasField("similarity") else None,
+        reason=entry.reason,
+    )
+
+
+def threshold_to_proto(threshold: types.Threshold) -> scoring_pb2.Threshold:
+    return scoring_pb2.Threshold(
+        dimension=threshold.dimension,
+        scale=cast(Any, _SCALE[threshold.scale]),
+        at_least=threshold.at_least,
+    )
+
+
+def threshold_from_proto(message: scoring_pb2.Threshold) -> types.Threshold:
+    return types.Threshold(message.at_least, message.dimension, scale_from_proto(message.scale))
+
+
+def scale_from_proto(number: int) -> types.Scale:
+    """Calibrated if none is set."""
+    return cast(types.Scale, _name(_SCALE, number or _SCALE["calibrated"]))
 
 
 def compare_to_proto(result: types.CompareResult) -> scoring_pb2.CompareResponse:

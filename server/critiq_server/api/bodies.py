@@ -13,11 +13,13 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from critiq.errors import InvalidArgument
+from critiq.types import Threshold
 from critiq.v1 import scoring_pb2
 from critiq_server.api import schemas, translate
 from critiq_server.engine.demand import Priority
 from critiq_server.images.source import EncodedImage, ImageSource, RemoteImage
 from critiq_server.queries import Item, Query, Target
+from critiq_server.scoring.ranking import Selection
 from critiq_server.wording import quoted
 
 PROTOBUF = "application/x-protobuf"
@@ -107,7 +109,7 @@ async def rank_arguments(request: Request) -> dict[str, Any]:
             "prompt": message.prompt,
             "target": translate.target(message.target),
             "priority": translate.priority(message.priority),
-            "top_k": message.top_k,
+            "selection": translate.selection(message),
         }
     if kind == JSON:
         body = await _json(request, schemas.RankJson)
@@ -122,16 +124,22 @@ async def rank_arguments(request: Request) -> dict[str, Any]:
             "prompt": body.prompt,
             "target": body.target(),
             "priority": body.level(),
-            "top_k": body.top_k,
+            "selection": body.selection(),
         }
     form = await _form(request, kind)
-    fields = _fields(form)
+    fields = _fields(form, _KNOWN | {"url", "top_k", "at_least", "diversity", "embedding"})
+    at_least = [entry for entry in fields.get("at_least", "").split(",") if entry.strip()]
     return {
         "images": await _pictures(form, "image", "url"),
         "prompt": fields.get("prompt", ""),
         "target": _target(fields),
         "priority": _priority(fields),
-        "top_k": _number(fields.get("top_k", "0"), "top_k"),
+        "selection": Selection(
+            _number(fields.get("top_k", "0"), "top_k"),
+            tuple(Threshold.parse(entry) for entry in at_least),
+            _fraction(fields.get("diversity", "0"), "diversity"),
+            fields.get("embedding", ""),
+        ),
     }
 
 
@@ -288,6 +296,12 @@ def _priority(fields: Mapping[str, str]) -> Priority:
     if text not in ("interactive", "bulk"):
         raise InvalidArgument(f"{text[:40]!r} is no priority; use interactive or bulk", field="priority")
     return Priority[text.upper()]
+
+
+def _fraction(text: str, field: str) -> float:
+    if not re.fullmatch(r"[0-9]{0,3}(\.[0-9]{0,20})?", text) or not text.strip("."):
+        raise InvalidArgument(f"{text[:40]!r} is no number of 0 to 1", field=field)
+    return float(text)
 
 
 def _number(text: str, field: str) -> int:

@@ -161,7 +161,7 @@ class GrpcFace:
                 request.prompt,
                 translate.target(request.target),
                 translate.priority(request.priority),
-                request.top_k,
+                translate.selection(request),
                 timeout,
             )
         )

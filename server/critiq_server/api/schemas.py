@@ -12,6 +12,7 @@ from critiq.errors import CritiqError, InvalidArgument
 from critiq_server.engine.demand import Priority
 from critiq_server.images.source import EncodedImage, ImageSource, RawImage, RemoteImage
 from critiq_server.queries import Item, Query, Target
+from critiq_server.scoring.ranking import Selection
 
 
 class _Body(BaseModel):
@@ -91,9 +92,24 @@ class BatchJson(_Body):
     items: list[ItemJson]
 
 
+class ThresholdJson(_Body):
+    """A value that a picture needs to be ranked; a raw one must be at most this where lower is better."""
+
+    dimension: str = Field("", description="Default: the dimension that is ranked by.")
+    scale: types.Scale = "calibrated"
+    at_least: float = Field(description="Calibrated 0..1, percentile 0..100, raw in the dimension's own unit.")
+
+
 class RankJson(_Asked):
     images: list[ImageJson]
-    top_k: int = Field(0, ge=0, description="Answers only the best so many; 0: all.")
+    top_k: int = Field(0, ge=0, le=2**32 - 1, description="Ranks only the best so many; 0: all.")
+    thresholds: list[ThresholdJson] = Field([], description="A picture must reach all of them to be ranked.")
+    diversity: float = Field(0.0, ge=0, le=1, description="0: by score alone; 1: the most different pictures ahead.")
+    embedding: str = Field("", description="`stage` or `stage/output` to compare; default: the image encoder.")
+
+    def selection(self) -> Selection:
+        thresholds = [types.Threshold(entry.at_least, entry.dimension, entry.scale) for entry in self.thresholds]
+        return Selection(self.top_k, tuple(thresholds), self.diversity, self.embedding)
 
 
 class CompareJson(_Asked):
@@ -127,12 +143,17 @@ class BatchResultJson(BaseModel):
 
 
 class RankedImageJson(BaseModel):
-    """`rank` is 1 for the best, 0 if the picture could not be scored."""
+    """`rank` is 1 for the best, 0 if the picture could not be scored, or is not ranked for the `reason`."""
 
     index: int
     rank: int
     score: types.Score | None
     error: ErrorBody | None
+    others: list[types.Score] = Field(description="In the other dimensions that have thresholds.")
+    missed: list[types.MissedThreshold]
+    similar_to: int | None = Field(description="The picture that this one was placed behind, or left out, for.")
+    similarity: float | None = Field(description="Cosine similarity with it.")
+    reason: str
 
 
 class RankResultJson(BaseModel):

@@ -7,11 +7,13 @@ from typing import Any, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 
+from critiq import wire
 from critiq.errors import CritiqError, InvalidArgument
 from critiq.v1 import scoring_pb2
 from critiq_server.engine.demand import Priority
 from critiq_server.images.source import EncodedImage, ImageSource, RawImage, RemoteImage
 from critiq_server.queries import Item, Query, Target
+from critiq_server.scoring.ranking import Selection
 
 M = TypeVar("M", bound=Message)
 
@@ -76,6 +78,16 @@ def image_or_error(message: scoring_pb2.Image) -> ImageSource | RemoteImage | Cr
 
 def target(message: scoring_pb2.Target) -> Target:
     return Target(message.model, message.version, tuple(message.dimensions))
+
+
+def selection(request: scoring_pb2.RankRequest) -> Selection:
+    """Raises ``InvalidArgument`` for numbers out of range."""
+    thresholds = []
+    for position, entry in enumerate(request.thresholds):
+        if entry.scale not in scoring_pb2.Reason.Scale.values():
+            raise InvalidArgument(f"{entry.scale} is no scale of this contract", field=f"thresholds[{position}].scale")
+        thresholds.append(wire.threshold_from_proto(entry))
+    return Selection(request.top_k, tuple(thresholds), request.diversity, request.embedding)
 
 
 def priority(number: int) -> Priority:

@@ -14,7 +14,21 @@ from critiq.cli.pictures import collect
 def rank(
     paths: options.Pictures,
     prompt: options.Prompt = "",
-    top_k: Annotated[int, typer.Option(min=0, help="Only the best so many; 0: all.")] = 0,
+    top_k: Annotated[int, typer.Option("--top", "--top-k", min=0, help="Only the best so many; 0: all.")] = 0,
+    at_least: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[DIMENSION:]SCALE=NUMBER",
+            help="Rank only pictures that reach this, for instance visual_quality:percentile=20; may be given several "
+            "times. Scales: raw, calibrated, percentile.",
+        ),
+    ] = None,
+    diversity: Annotated[
+        float, typer.Option(min=0, max=1, help="0: by score alone; towards 1: unlike pictures ahead of like ones.")
+    ] = 0.0,
+    embedding: Annotated[
+        str, typer.Option(help="Stage whose output says how alike two are; default: the image encoder.")
+    ] = "",
     model: options.ModelName = "",
     version: options.Version = "",
     dimension: Annotated[str, typer.Option(help="What to order by; default: the model's own choice.")] = "",
@@ -31,14 +45,27 @@ def rank(
             [picture.source() for picture in pictures],
             prompt,
             top_k=top_k,
+            at_least=at_least or (),
+            diversity=diversity,
+            embedding=embedding,
             model=model,
             version=version,
             dimension=dimension,
         )
     if json:
         for entry in result.ranking:
+            similar_to = None if entry.similar_to is None else names[entry.similar_to]
             tables.print_json(
-                {"rank": entry.rank, "file": names[entry.index], "score": entry.score, "error": entry.error}
+                {
+                    "rank": entry.rank,
+                    "file": names[entry.index],
+                    "score": entry.score,
+                    "others": entry.others,
+                    "reason": entry.reason,
+                    "similar_to": similar_to,
+                    "similarity": entry.similarity,
+                    "error": entry.error,
+                }
             )
     else:
         tables.print_table(tables.rank_table(result, names))

@@ -111,15 +111,31 @@ def rank_table(result: types.RankResult, names: Sequence[str]) -> Table:
     table.add_column("file", overflow="fold")
     table.add_column("calibrated", justify="right")
     table.add_column("raw", justify="right")
-    if any(entry.error for entry in result.ranking):
-        table.add_column("error", overflow="fold")
+    others = list(dict.fromkeys(score.dimension for entry in result.ranking for score in entry.others))
+    for name in others:
+        table.add_column(name, justify="right")
+        table.add_column("percentile", justify="right")
+    noted = any(entry.error or entry.reason for entry in result.ranking)
+    if noted:
+        table.add_column("note", overflow="fold")
     for entry in result.ranking:
         score = entry.score
         calibrated = _number(score.calibrated) if score is not None else "-"
         raw = _number(score.raw, 4) if score is not None else "-"
-        error = [Text(str(entry.error), style="red")] if entry.error is not None else []
-        table.add_row(str(entry.rank or "-"), Text(names[entry.index]), calibrated, raw, *error)
+        further = {score.dimension: score for score in entry.others}
+        cells = [cell for name in others for cell in _cells(further.get(name))]
+        note = [_rank_note(entry, names)] if noted else []
+        table.add_row(str(entry.rank or "-"), Text(names[entry.index]), calibrated, raw, *cells, *note)
     return table
+
+
+def _rank_note(entry: types.RankedImage, names: Sequence[str]) -> Text:
+    if entry.error is not None:
+        return Text(str(entry.error), style="red")
+    if entry.similar_to is None:
+        return Text(entry.reason)
+    verb = "behind" if entry.rank else "left out for"
+    return Text(f"{verb} {names[entry.similar_to]}: similarity {_number(entry.similarity)}")
 
 
 def verdict_table(rows: Sequence[tuple[str, types.Verdict | CritiqError]], policy: types.PolicyInfo) -> Table:
