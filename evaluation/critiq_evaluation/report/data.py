@@ -33,11 +33,15 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class About:
-    """How an evaluation came about: ``settings`` by name, in the words of the command line."""
+    """How an evaluation came about: ``settings`` by name, in the words of the command line.
+
+    ``note`` is what a reader must know first, for instance that ratings are not of people.
+    """
 
     created: str
     critiq: str
     settings: Mapping[str, str]
+    note: str = ""
 
 
 def as_json(evaluation: Evaluation, about: About) -> str:
@@ -47,6 +51,7 @@ def as_json(evaluation: Evaluation, about: About) -> str:
         "created": about.created,
         "critiq": about.critiq,
         "settings": dict(about.settings),
+        "note": about.note,
         "dataset": {
             "name": dataset.name,
             "pictures": len(dataset.pictures),

@@ -58,7 +58,7 @@ def page(evaluation: Evaluation, contents: Contents, about: About, images: Path)
         ratings=ratings,
         cards=[_card(entry, place) for place, entry in enumerate(evaluation.comparisons)]
         + [_preference_card(entry, place) for place, entry in enumerate(evaluation.preferences)],
-        alerts=_alerts(evaluation),
+        alerts=[about.note] * bool(about.note) + _alerts(evaluation),
         compared=[_compared(entry, evaluation) for entry in evaluation.comparisons]
         + [_preferred(entry) for entry in evaluation.preferences],
         tables=contents.tables,

@@ -25,7 +25,7 @@ def write_report(evaluation: Evaluation, about: About, images: Path, out: Path) 
     contents = Contents(tables(evaluation), _scatters(evaluation.comparisons), _bars(evaluation.comparisons))
     texts = {
         "report.html": page(evaluation, contents, about, images),
-        "tables.md": f"# Agreement with people on {evaluation.dataset.name}\n\n{markdown(contents.tables)}",
+        "tables.md": _heading(evaluation, about) + markdown(contents.tables),
         "tables.tex": latex(contents.tables),
         "results.json": as_json(evaluation, about),
         "results.csv": results_csv(evaluation),
@@ -47,6 +47,11 @@ def write_report(evaluation: Evaluation, about: About, images: Path, out: Path) 
             sheet.save(path, quality=88)
             written.append(path)
     return written
+
+
+def _heading(evaluation: Evaluation, about: About) -> str:
+    note = f"{about.note}\n\n" if about.note else ""
+    return f"# Agreement with people on {evaluation.dataset.name}\n\n{note}"
 
 
 def _scatters(comparisons: Sequence[Comparison]) -> list[Drawing]:

@@ -22,7 +22,7 @@ from critiq_evaluation.report.writing import write_report
 from critiq_evaluation.scoring import Asked
 from tests.evaluation.made_up import dimension, model, scores
 
-ABOUT = About("2026-01-01", "0.1", {"models": "good, flat", "seed": "0"})
+ABOUT = About("2026-01-01", "0.1", {"models": "good, flat", "seed": "0"}, "Ratings are made up.")
 EVIL = "<script>alert(1)</script> & | 50% $x_1$"
 VOID = {"meta", "img", "br", "link", "input", "hr", "path", "use", "rect", "line", "image"}
 
@@ -149,6 +149,7 @@ def test_the_page_says_what_matters(page: Page, evaluation: Evaluation) -> None:
     assert "made.csv line 7" in text
     assert EVIL in text
     assert "random.seed(20)" in text
+    assert "Ratings are made up." in text
 
 
 def test_programs_can_read_the_figures(report: Path, evaluation: Evaluation) -> None:
