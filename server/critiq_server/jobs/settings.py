@@ -14,6 +14,8 @@ from critiq_server.outbound.urls import UrlRules
 class CallbackSettings(UrlRules):
     """Messages to callers' servers when a job ends, in the form of Standard Webhooks. Off until hosts are named."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     secrets: tuple[SecretStr, ...] = Field(
         (),
         description="Keys that messages are signed with, whsec_ and base64 of 24 to 64 bytes. Several, for the time in "

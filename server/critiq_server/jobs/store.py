@@ -86,9 +86,14 @@ class JobStore:
     def __init__(self, path: Path, settings: JobSettings) -> None:
         self._settings = settings
         try:
-            self.connection = sqlite3.connect(path, isolation_level=None, timeout=2.0)
-            self._prepare(path)
-        except sqlite3.Error as error:
+            path.touch(mode=0o600)  # the log beside it gets the same mode
+            self.connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+            try:
+                self._prepare(path)
+            except BaseException:
+                self.connection.close()
+                raise
+        except (sqlite3.Error, OSError) as error:
             if "locked" in str(error):
                 raise JobStoreError(f"{path} is in use by another server; give each its own jobs.path") from error
             raise JobStoreError(
@@ -119,7 +124,6 @@ class JobStore:
                     f"{path} has jobs of version {version}, this server knows {SCHEMA}; finish them with the server "
                     "that made them, or name another file"
                 )
-        path.chmod(0o600)
 
     def close(self) -> None:
         self.connection.close()
