@@ -208,6 +208,7 @@ class _Judge:
     def compare(self, plans: Sequence[Plan]) -> Comparison:
         dimension = self._scores.dimension(self._pair.dimension)
         pictures = self._dataset.pictures
+        self._whole = self._row(Part("all", pictures), intervals=True)
         failures = self._scores.failures(self._pair.dimension)
         asked = {Asked(picture.image, picture.prompt) for picture in pictures if picture.image in self._ratings}
         return Comparison(
@@ -216,7 +217,7 @@ class _Judge:
             negated=dimension.direction == "lower_is_better",
             rating_negated=not self._dataset.scales[self._pair.rating].higher_is_better,
             within_prompt=dimension.scope == "within_prompt",
-            whole=self._row(Part("all", pictures), intervals=True),
+            whole=self._whole,
             ranking=self._ranking(pictures),
             plans=tuple(self._apply(plan) for plan in plans),
             groups={name: tuple(self._row(part) for part in parts) for name, parts in by_group(self._dataset).items()},
@@ -231,7 +232,12 @@ class _Judge:
             found = [value for row in repeats if (value := getattr(row.agreement, name)) is not None]
             if found:
                 spread[name] = Spread(float(np.median(found)), float(np.std(found)), min(found), max(found), len(found))
-        return PlanResult(plan, tuple(self._row(part, intervals=True) for part in plan.parts), repeats, spread)
+        return PlanResult(plan, tuple(self._part(part) for part in plan.parts), repeats, spread)
+
+    def _part(self, part: Part) -> Row:
+        if part.pictures is self._dataset.pictures:  # its intervals are known, and take seconds in large sets
+            return replace(self._whole, part=part.name)
+        return self._row(part, intervals=True)
 
     def _row(self, part: Part, *, intervals: bool = False) -> Row:
         images = [picture.image for picture in part.pictures if picture.image in self._ratings]
