@@ -38,4 +38,6 @@ def configure(settings: LogSettings) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=settings.level.upper(), force=True)
-    logging.getLogger("uvicorn").setLevel("WARNING")
+    # httpx would log every URL, and those that callers name may hold their secrets.
+    for name in ("uvicorn", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel("WARNING")
