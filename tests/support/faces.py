@@ -178,6 +178,8 @@ def to_json(message: Any) -> dict[str, Any]:
         body["image"] = to_json(message.image)
     if isinstance(message, scoring_pb2.RankRequest):
         body |= {"images": [to_json(image) for image in message.images], "top_k": message.top_k}
+        body |= {"diversity": message.diversity, "embedding": message.embedding}
+        body["thresholds"] = [dataclasses.asdict(wire.threshold_from_proto(entry)) for entry in message.thresholds]
     if isinstance(message, scoring_pb2.CompareRequest):
         body |= {"first": to_json(message.first), "second": to_json(message.second)}
     return body
@@ -208,7 +210,10 @@ def _form_request(message: Any) -> dict[str, Any]:
         fields["prompt"] = [item.request.prompt for item in message.items]
         images = [("image", item.request.image) for item in message.items]
     elif isinstance(message, scoring_pb2.RankRequest):
-        fields = {**_form_fields(message), "top_k": str(message.top_k)}
+        fields = {**_form_fields(message), "top_k": str(message.top_k), "diversity": str(message.diversity)}
+        thresholds = [wire.threshold_from_proto(entry) for entry in message.thresholds]
+        fields["at_least"] = [f"{entry.dimension}:{entry.scale}={entry.at_least}" for entry in thresholds]
+        fields["embedding"] = message.embedding
         images = [("image", image) for image in message.images]
     elif isinstance(message, scoring_pb2.CompareRequest):
         fields = _form_fields(message)
