@@ -30,9 +30,14 @@ export function show(node, ...children) {
   node.replaceChildren(...children.flat(Infinity).filter(Boolean));
 }
 
-/** Tells those who do not see the page. */
+let announced = 0;
+
+/** Tells those who do not see the page. What comes within a second is added: a region that changes at once is not read. */
 export function announce(text) {
-  byId("announce").textContent = text;
+  const node = byId("announce");
+  const now = performance.now();
+  node.textContent = now - announced < 1000 ? `${node.textContent} ${text}` : text;
+  announced = now;
 }
 
 /** `value` with so many decimals, a minus sign as long as a plus; a dash where there is none. */

@@ -24,7 +24,7 @@ export class Verdicts {
 
   /** A picture's card; asks for the verdict at once. What was answered is kept with the picture. */
   card(picture, asked) {
-    const outcome = el("div", { class: "verdict", "aria-live": "polite" });
+    const outcome = el("div", { class: "verdict" });
     const card = el("section", { class: "card", "aria-labelledby": "verdict-title", id: "verdict" });
     const head = el("div", { class: "card-head" }, el("h2", { id: "verdict-title" }, "Verdict"));
     card.append(head, outcome);
