@@ -303,7 +303,7 @@ class App:
             raise StartError(str(error)) from error
 
     async def _announce(self, serving: bool) -> None:
-        for name in ("", "critiq.v1.Scoring", "critiq.v1.Models", "inference.GRPCInferenceService"):
+        for name in ("", "critiq.v1.Scoring", "critiq.v1.Models", "critiq.v1.Jobs", "inference.GRPCInferenceService"):
             await self._grpc.set_health(name, serving)
 
 

@@ -30,12 +30,12 @@ class CallbackJson(BaseModel):
 
 
 class SubmitJson(BaseModel):
-    """A job: pictures to score when nothing more urgent waits."""
+    """A job: pictures to score when nothing more urgent waits. Their `priority` means nothing: jobs are bulk work."""
 
     model_config = ConfigDict(extra="forbid")
 
     items: list[schemas.ItemJson]
-    policy: str = Field("", description="Moderation policy that decides about each picture; empty: none.")
+    policy: str = Field("", description="Moderation policy that decides about each picture; items then name no model.")
     policy_version: str = Field("", description="Default: its newest version.")
     callback: CallbackJson | None = Field(None, description="Where to tell that the job has ended.")
     idempotency_key: str = Field("", description="A job with the key and content of one that is kept is that one.")

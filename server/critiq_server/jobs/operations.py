@@ -21,7 +21,7 @@ from critiq_server.jobs.store import JobStore, Totals
 from critiq_server.jobs.thread import Thread
 from critiq_server.moderation import Moderation
 from critiq_server.outbound.connect import Outbound, Resolver
-from critiq_server.queries import Item, check_unique
+from critiq_server.queries import Item, Query, Target, check_unique
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
 from critiq_server.wording import quoted
@@ -112,6 +112,7 @@ class Jobs:
         if policy or policy_version:
             chosen = self._moderation.policies.get(policy, policy_version)
             policy, policy_version = chosen.name, chosen.version
+            _check_no_target(items)
         if callback:
             self._check_callback(callback)
         new = NewJob([stored(item) for item in items], policy, policy_version, callback, key)
@@ -219,6 +220,15 @@ def _as_unavailable() -> Iterator[None]:
     except sqlite3.Error as error:
         fault = internal("jobs", error)
         raise Unavailable(f"the file of the jobs cannot be used now: {fault.message}") from error
+
+
+def _check_no_target(items: Sequence[Item]) -> None:
+    for position, item in enumerate(items):
+        if isinstance(item.query, Query) and item.query.target != Target():
+            raise InvalidArgument(
+                "the policy says which model and dimensions are scored; leave them out, or leave the policy out",
+                field=f"items[{position}].target",
+            )
 
 
 def _page(limit: int) -> int:

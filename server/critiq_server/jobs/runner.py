@@ -49,6 +49,8 @@ class Runner:
         self._taken: dict[str, asyncio.Future[Any] | None] = {}
         """Jobs that are worked on, with what is being scored for them."""
         self._claiming = asyncio.Lock()
+        # Most of the server's room is for those who wait: jobs come back for more as soon as any is free.
+        self._places = asyncio.Semaphore(max(1, self._service.settings.limits.in_flight // 4))
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -123,7 +125,8 @@ class Runner:
     async def _score(self, job: Job, item: PendingItem) -> Answer | PendingItem:
         """The outcome of an item, or the item where another try may help."""
         try:
-            result = await self._result(job, item)
+            async with self._places:
+                result = await self._result(job, item)
         except Stopping:
             await asyncio.Event().wait()  # this server does no more; what is not answered is taken up after the start
             raise

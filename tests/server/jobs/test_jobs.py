@@ -151,6 +151,7 @@ async def test_a_key_is_one_job(server: Server) -> None:
         ({"items": [{"image": {}}], "callback": {"url": "https://hooks.example/"}}, 403, "callback.url"),
         ({"items": [{"image": {}}], "idempotency_key": "k" * 256}, 400, "idempotency_key"),
         ({"items": [{"image": {}}], "policy": "none"}, 404, "policy"),
+        ({"items": [{"image": {"base64": ""}, "model": "tiny"}], "policy": "bright"}, 400, "items[0].target"),
         ({"items": [{"image": {}}], "extra": 1}, 400, "extra"),
     ],
 )
@@ -248,8 +249,9 @@ async def test_a_policy_that_is_gone_fails_the_job(slow: Path) -> None:
 
 
 async def test_those_who_wait_go_first(slow: Path) -> None:
-    """A job of many pictures keeps an interactive call waiting for a few batches, never for the job."""
-    async with serving(slow, models={"default": "simulated", "load": ["simulated"]}) as server:
+    """A job of many pictures keeps an interactive call waiting for a few batches, and never has all of the room."""
+    models = {"default": "simulated", "load": ["simulated"]}
+    async with serving(slow, models=models, limits={"in_flight": 8, "batch_items": 8}) as server:
         job = await server.grpc.submit_job([flat(at) for at in range(200)])
         await until_answered(server.grpc, job.id, 1)
         for level in range(200, 205):
