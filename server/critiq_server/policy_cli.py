@@ -173,7 +173,7 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _decisions_table(trial: Trial) -> Table:
-    table = _table(f"{trial.pictures} pictures, {trial.failed} of them not scored")
+    table = _table(f"{trial.pictures} pictures, {trial.failed} failed")
     table.add_column("policy")
     for decision in SEVERITY:
         table.add_column(decision, justify="right")

@@ -148,7 +148,7 @@ def verdict_table(rows: Sequence[tuple[str, types.Verdict | CritiqError]], polic
         if isinstance(row, CritiqError):
             table.add_row(Text(file), "-", Text(f"failed: {row}", style="red"))
             continue
-        reasons = "; ".join(dict.fromkeys(reason.message for reason in row.reasons))
+        reasons = "; ".join(dict.fromkeys(reason.message.removesuffix(".") for reason in row.reasons))
         table.add_row(Text(file), Text(row.decision, style=styles[row.decision]), Text(reasons))
     return table
 
