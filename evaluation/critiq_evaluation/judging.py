@@ -204,11 +204,11 @@ class _Judge:
             for picture in dataset.pictures
             if pair.rating in picture.ratings
         }
+        self._whole = self._row(Part("all", dataset.pictures), intervals=True)
 
     def compare(self, plans: Sequence[Plan]) -> Comparison:
         dimension = self._scores.dimension(self._pair.dimension)
         pictures = self._dataset.pictures
-        self._whole = self._row(Part("all", pictures), intervals=True)
         failures = self._scores.failures(self._pair.dimension)
         asked = {Asked(picture.image, picture.prompt) for picture in pictures if picture.image in self._ratings}
         return Comparison(

@@ -6,6 +6,7 @@ Scores are kept in a file as they come, so a run that was interrupted goes on wh
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +67,15 @@ class ModelScores:
     def values(self, dimension: str, value: Value = "raw") -> dict[Asked, float]:
         """Scores of one dimension, higher is better: raw ones are negated where the model says that lower is better.
 
-        Left out, and in :meth:`failures`: pictures without that score, and degraded scores, which do not compare.
+        Left out, and in :meth:`failures`: pictures without that score, scores that are not finite, and degraded ones,
+        which do not compare.
         """
         lower = self.dimension(dimension).direction == "lower_is_better"
         found = {}
         for asked, outcome in self.outcomes.items():
             score = outcome.scores.get(dimension)
             number = None if score is None or score.degraded else getattr(score, value)
-            if number is not None:
+            if number is not None and math.isfinite(number):
                 found[asked] = -number if lower and value == "raw" else float(number)
         return found
 
@@ -257,7 +259,8 @@ def _why_missing(outcome: Outcome, dimension: str, value: Value) -> str:
         return f"no score for {dimension}: the picture has no prompt"
     if score.degraded:
         return f"degraded, so it does not compare with the others: {score.degraded}"
-    return f"the model has no {value} value for {dimension}"
+    number = getattr(score, value)
+    return f"the model has no {value} value for {dimension}" if number is None else f"the model gave {number}"
 
 
 def _digest(images: Path, name: str) -> str:

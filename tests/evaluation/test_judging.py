@@ -91,11 +91,23 @@ def test_constant_scores_are_no_number() -> None:
     assert found.versus[0].adjusted is None
 
 
-def test_scores_that_are_not_numbers_are_named() -> None:
+def test_scores_that_are_not_numbers_are_left_out_and_named() -> None:
     values = GOOD.copy()
     values[3] = np.nan
-    found = judge(DATASET, [scores(model("m", dimension("quality")), answers("m", values))], [], resamples=100)
-    assert "1 of 120 scores are not finite" in found.comparisons[0].whole.agreement.reason
+    entry = judge(
+        DATASET, [scores(model("m", dimension("quality")), answers("m", values))], [], resamples=0
+    ).comparisons[0]
+    assert entry.whole.missing == 1
+    assert entry.whole.agreement == measure(np.delete(GOOD, 3), np.delete(TRUTH, 3))
+    assert entry.failures == {"3.png": "the model gave nan"}
+
+
+def test_a_model_that_fails_on_every_picture_has_no_figures() -> None:
+    failed = scores(model("m", dimension("quality")), {}, dict.fromkeys(ASKED, "out of order"))
+    found = judge(DATASET, [failed], [plan("random", DATASET, Options(repeats=2))])
+    assert found.comparisons[0].whole.missing == 120
+    assert "0 pictures" in found.comparisons[0].whole.agreement.reason
+    assert len(found.comparisons[0].failures) == 120
 
 
 def test_preferences() -> None:

@@ -210,6 +210,17 @@ def test_a_failed_fit_is_said_everywhere(tmp_path: Path) -> None:
     assert '"state": "failed"' in (tmp_path / "out" / "results.json").read_text()
 
 
+def test_a_model_that_fails_on_every_picture_still_has_a_report(tmp_path: Path) -> None:
+    dataset = Dataset(
+        "made", {"quality": Scale(0, 5)}, tuple(RatedPicture(f"{i}.png", {"quality": 1}) for i in range(9))
+    )
+    failed = scores(model("m", dimension("quality")), {}, {Asked(f"{i}.png"): "out of order" for i in range(9)})
+    write_report(judge(dataset, [failed], [plan("random", dataset)]), ABOUT, tmp_path, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "has no score for 9 of 9 pictures" in text
+    assert "out of order" in text
+
+
 def test_preferences_alone_make_a_report(tmp_path: Path) -> None:
     pairs = tuple(Preference(f"{i}.png", f"{i + 1}.png") for i in range(0, 40, 2))
     values = {Asked(f"{i}.png"): {"quality": -float(i % 7)} for i in range(41)}
