@@ -319,7 +319,7 @@ class JobStore:
 
     def empty_log(self) -> None:
         """Moves the write-ahead log into the file and truncates it, and gives free pages back."""
-        self.connection.execute("PRAGMA incremental_vacuum").fetchall()
+        self.connection.executescript("PRAGMA incremental_vacuum")  # execute() would free one page
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def totals(self) -> Totals:

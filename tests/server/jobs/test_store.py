@@ -23,7 +23,7 @@ from critiq_server.queries import Item, Query, Target
 from tests.support.receiver import SECRET
 
 PROMPT = "a prompt that nobody else has"
-PICTURE = b"pixels that nobody else has" * 1000
+PICTURE = b"pixels that nobody else has" * 5000
 URL = "https://hooks.example/a?token=1"
 OUTCOME = result_bytes(JobResult("0", error=InvalidArgument("no picture", field="image")))
 
@@ -142,12 +142,15 @@ def test_nothing_is_left_of_what_is_scored_or_forgotten(store: JobStore, tmp_pat
     job = store.submit(new(3, key="the key"), 1.0)
     assert PROMPT.encode() in on_disk()
     assert PICTURE[:100] in on_disk()
+    store.empty_log()
+    assert (tmp_path / "jobs.db").stat().st_size > 3 * len(PICTURE)
     store.claim([], 1.0)
     finish(store, job.id, now=2.0)
     store.empty_log()
     assert PROMPT.encode() not in on_disk()
     assert PICTURE[:100] not in on_disk()
     assert b"no picture" in on_disk()  # the results stay
+    assert (tmp_path / "jobs.db").stat().st_size < 3 * len(PICTURE)  # and the room is given back
     assert store.forget(ended_before=1.5) == 0
     assert store.forget(ended_before=2.5) == 1
     assert store.get(job.id) is None

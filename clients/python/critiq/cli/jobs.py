@@ -146,7 +146,7 @@ def _callback(job: Job) -> str:
     callback = job.callback
     if callback is None:
         return ""
-    tries = f" after {callback.attempts} tries" if callback.attempts else ""
+    tries = f" after {callback.attempts} tries" if callback.attempts > 1 else ""
     why = f": {callback.last_error}" if callback.last_error else ""
     return f"{callback.state}{tries}{why}"
 
