@@ -52,6 +52,9 @@ _FIGURES = (
     _Figure("plcc_fitted", "PLCC fitted"),
     _Figure("rmse", "RMSE", largest=False),
 )
+_ALIGNMENT = ("alignment", "correspondence")
+"""Ratings of how well a picture matches its prompt, whose agreement is stated by tau-c as well."""
+_WITH_TAU_C = (*_FIGURES[:2], _Figure("tau_c", "tau-c"), *_FIGURES[2:])
 _SHORT = tuple(figure for figure in _FIGURES if figure.name in ("srcc", "krcc", "plcc_fitted"))
 
 
@@ -86,7 +89,8 @@ def number(value: float | None, places: int = 4) -> str:
 
 def _whole(chosen: Sequence[Comparison], rating: str) -> Table:
     rows = [entry.whole for entry in chosen]
-    columns = [_column(rows, figure) for figure in _FIGURES]
+    figures = _WITH_TAU_C if rating in _ALIGNMENT else _FIGURES
+    columns = [_column(rows, figure) for figure in figures]
     notes = []
     for entry in chosen:
         agreement = entry.whole.agreement
@@ -101,7 +105,7 @@ def _whole(chosen: Sequence[Comparison], rating: str) -> Table:
             notes.append(f"{entry.title}: without a score: {entry.whole.missing} picture(s)")
     return Table(
         title=f"Agreement with {rating}, all pictures",
-        header=("model", "dimension", "pictures", *(figure.title for figure in _FIGURES), "fit"),
+        header=("model", "dimension", "pictures", *(figure.title for figure in figures), "fit"),
         rows=tuple(
             (
                 Cell(entry.model),
