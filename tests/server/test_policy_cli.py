@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,14 @@ def test_the_built_in_model_is_known(run: Any, tmp_path: Path) -> None:
         "{name: own, version: 1, rules: [{name: q, when: {dimension: visual_quality, below: 0.3}, decision: review}]}"
     )
     assert "fits critiq-builtin" in run("check", "own.yaml")[0]
+
+
+def test_the_example_in_the_documentation_fits_the_built_in_model(run: Any, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "moderation.md").read_text()
+    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert example
+    (tmp_path / "gallery.yaml").write_text(example[1])
+    assert "gallery 1: 3 rules over visual_quality, alignment; fits critiq-builtin" in run("check", "gallery.yaml")[0]
 
 
 @pytest.mark.parametrize("arguments", [("try",), ("check",), ("check", "none.yaml"), ("tri",), ("try", "new.yaml")])
