@@ -6,6 +6,7 @@
 >>> result["visual_quality"].calibrated
 """
 
+from critiq._notebook import show_thumbnails
 from critiq._requests import Item
 from critiq.async_client import AsyncClient
 from critiq.client import Client
@@ -43,6 +44,7 @@ from critiq.types import (
     RankedImage,
     RankResult,
     Reason,
+    Results,
     Score,
     ScoreResult,
     StageInfo,
@@ -83,6 +85,7 @@ __all__ = [
     "RankResult",
     "RankedImage",
     "Reason",
+    "Results",
     "Score",
     "ScoreResult",
     "StageInfo",
@@ -93,4 +96,5 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Verdict",
+    "show_thumbnails",
 ]

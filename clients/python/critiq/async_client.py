@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from critiq import _requests, wire
+from critiq import _notebook, _requests, wire
 from critiq._async_stream import AsyncConnection, AsyncUnaryConnection, Deliver, async_stream
 from critiq._base import LOAD_TIMEOUT, NO_RETRIES, POLL_PAUSE, is_ready
 from critiq._batches import Batch, Prefetched, batches
@@ -26,6 +26,7 @@ from critiq.types import (
     PrefetchResult,
     Priority,
     RankResult,
+    Results,
     ScoreResult,
     Threshold,
     Verdict,
@@ -72,7 +73,8 @@ class AsyncClient(AsyncJobMethods):
         """See :meth:`critiq.Client.score`."""
         options = Options(model, version, dimensions, priority)
         request = await asyncio.to_thread(_requests.score_request, image, prompt, options)
-        return wire.result_from_proto(await self._run(_requests.score(request), self._limit(timeout)))
+        result = wire.result_from_proto(await self._run(_requests.score(request), self._limit(timeout)))
+        return await _notebook.in_thread(_notebook.attach, result, image)
 
     async def score_batch(
         self,
@@ -84,14 +86,14 @@ class AsyncClient(AsyncJobMethods):
         priority: Priority = "interactive",
         timeout: float | None = None,
         batch_size: int = 64,
-    ) -> list[ItemResult]:
+    ) -> Results:
         """See :meth:`critiq.Client.score_batch`."""
         options = Options(model, version, dimensions, priority)
         prepared = batches(_requests.numbered_items(items, options), batch_size)
-        results: list[ItemResult] = []
+        results = Results()
         while (batch := await asyncio.to_thread(next, prepared, None)) is not None:
             results += await self._run_batch(batch, self._limit(timeout))
-        return results
+        return await _notebook.in_thread(_notebook.attach_each, results, items)
 
     def score_stream(
         self,
@@ -138,7 +140,7 @@ class AsyncClient(AsyncJobMethods):
         options = Options(model, version, (dimension,) if dimension else (), priority)
         arguments = (images, prompt, options, top_k, at_least, diversity, embedding)
         call = await asyncio.to_thread(_requests.rank, *arguments)
-        return await self._run(call, self._limit(timeout))
+        return await _notebook.in_thread(_notebook.attach_all, await self._run(call, self._limit(timeout)), images)
 
     async def compare(
         self,
@@ -155,7 +157,7 @@ class AsyncClient(AsyncJobMethods):
         """See :meth:`critiq.Client.compare`."""
         options = Options(model, version, dimensions, priority)
         call = await asyncio.to_thread(_requests.compare, first, second, prompt, options)
-        return await self._run(call, self._limit(timeout))
+        return await _notebook.in_thread(_notebook.attach, await self._run(call, self._limit(timeout)), first, second)
 
     async def prefetch(
         self,

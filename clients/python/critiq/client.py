@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from critiq import _requests, wire
+from critiq import _notebook, _requests, wire
 from critiq._base import LOAD_TIMEOUT, NO_RETRIES, POLL_PAUSE, is_ready
 from critiq._batches import Batch, Prefetched, batches
 from critiq._endpoint import DEFAULT_URL, Endpoint
@@ -26,6 +26,7 @@ from critiq.types import (
     PrefetchResult,
     Priority,
     RankResult,
+    Results,
     ScoreResult,
     Threshold,
     Verdict,
@@ -92,7 +93,7 @@ class Client(JobMethods):
         """
         options = Options(model, version, dimensions, priority)
         call = _requests.score(_requests.score_request(image, prompt, options))
-        return wire.result_from_proto(self._run(call, self._limit(timeout)))
+        return _notebook.attach(wire.result_from_proto(self._run(call, self._limit(timeout))), image)
 
     def score_batch(
         self,
@@ -104,7 +105,7 @@ class Client(JobMethods):
         priority: Priority = "interactive",
         timeout: float | None = None,
         batch_size: int = 64,
-    ) -> list[ItemResult]:
+    ) -> Results:
         """Scores many pictures; each has its own outcome, so a bad one does not fail the others.
 
         Args:
@@ -116,10 +117,10 @@ class Client(JobMethods):
             One result an item, in their order.
         """
         options = Options(model, version, dimensions, priority)
-        results: list[ItemResult] = []
+        results = Results()
         for batch in batches(_requests.numbered_items(items, options), batch_size):
             results += self._run_batch(batch, self._limit(timeout))
-        return results
+        return _notebook.attach_each(results, items)
 
     def score_stream(
         self,
@@ -182,7 +183,7 @@ class Client(JobMethods):
         """
         options = Options(model, version, (dimension,) if dimension else (), priority)
         call = _requests.rank(images, prompt, options, top_k, at_least, diversity, embedding)
-        return self._run(call, self._limit(timeout))
+        return _notebook.attach_all(self._run(call, self._limit(timeout)), images)
 
     def compare(
         self,
@@ -198,7 +199,8 @@ class Client(JobMethods):
     ) -> CompareResult:
         """Says in each dimension which of two pictures is better."""
         options = Options(model, version, dimensions, priority)
-        return self._run(_requests.compare(first, second, prompt, options), self._limit(timeout))
+        result = self._run(_requests.compare(first, second, prompt, options), self._limit(timeout))
+        return _notebook.attach(result, first, second)
 
     def prefetch(
         self,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, cast, get_args, overload
 
+from critiq._notebook import Shown, frame
 from critiq.errors import CritiqError, InvalidArgument
+
+if TYPE_CHECKING:
+    import pandas
 
 Direction = Literal["higher_is_better", "lower_is_better"]
 Scope = Literal["absolute", "within_prompt"]
@@ -78,7 +82,7 @@ class PromptReport:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreResult:
+class ScoreResult(Shown):
     """All scores of one picture. ``result["visual_quality"]`` is the :class:`Score` of that dimension."""
 
     scores: tuple[Score, ...]
@@ -96,7 +100,7 @@ class ScoreResult:
 
 
 @dataclass(frozen=True, slots=True)
-class ItemResult:
+class ItemResult(Shown):
     """The answer to one item of a batch or stream: either ``result`` or ``error`` is set."""
 
     id: str
@@ -108,6 +112,34 @@ class ItemResult:
         if self.result is None:
             raise self.error if self.error is not None else ValueError(f"item {self.id!r} has no outcome")
         return self.result
+
+
+class Results(list[ItemResult]):
+    """The answers to the items of a batch, in their order: a list, with more to see in a notebook."""
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> ItemResult: ...
+    @overload
+    def __getitem__(self, place: slice) -> Results: ...
+    def __getitem__(self, place: SupportsIndex | slice) -> ItemResult | Results:
+        return Results(super().__getitem__(place)) if isinstance(place, slice) else super().__getitem__(place)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Each answer as :meth:`ItemResult.to_dict` gives it."""
+        return [entry.to_dict() for entry in self]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each item: its id, the calibrated value, percentile and raw value of each dimension, its error.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return frame(self)
+
+    def _repr_html_(self) -> str:
+        from critiq._notebook_html import items
+
+        return items(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +208,7 @@ class RankedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class RankResult:
+class RankResult(Shown):
     """The ranked pictures, best first; then those left out for similarity, below a threshold, and without a score."""
 
     dimension: str
@@ -194,7 +226,7 @@ class DimensionComparison:
 
 
 @dataclass(frozen=True, slots=True)
-class CompareResult:
+class CompareResult(Shown):
     """Two pictures compared in every dimension that both could be scored in."""
 
     comparisons: tuple[DimensionComparison, ...]
