@@ -100,10 +100,9 @@ class Series:
     fresh: bool = False
     """Whether there are values that no look has seen."""
     latest: Window | None = None
-    """The window that differed most surely; worked out when a slot begins or the state changes."""
+    """The window that differed most surely at the last look."""
     ring: Ring[Any] = field(init=False)
     _calm: float | None = field(init=False, default=None)
-    _measured: int = field(init=False, default=-1)
     _yardstick: Yardstick | None = field(init=False, default=None)
     _reference: Yardstick | None = field(init=False, default=None)
 
@@ -168,10 +167,7 @@ class Series:
                 found = max(found, self.rule.judge(test), key=SEVERITY.index)
                 if surest is None or test.p_value <= surest[0]:
                     surest = test.p_value, start
-        unit = int(now // self.ring.unit)
-        if surest is None or unit != self._measured or found != self.state:
-            self._measured = unit
-            self.latest = None if surest is None else self._window(surest[1], now)
+        self.latest = None if surest is None else self._window(surest[1], now)
         return found
 
     def windows(self, now: float) -> list[Window]:

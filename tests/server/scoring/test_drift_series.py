@@ -38,7 +38,7 @@ def test_the_first_values_become_the_baseline_and_more_of_the_same_is_steady() -
 
 
 @pytest.mark.parametrize(
-    ("mean", "sd", "within"), [(0.5, 1.0, 800), (-0.5, 1.0, 800), (0.25, 1.0, 4000), (0.0, 1.5, 4000)]
+    ("mean", "sd", "within"), [(0.5, 1.0, 800), (-0.5, 1.0, 800), (0.25, 1.0, 7000), (0.0, 1.5, 7000)]
 )
 def test_a_change_is_an_alarm_within_so_many_values(mean: float, sd: float, within: int) -> None:
     stream = Stream().feed(400)
