@@ -118,7 +118,7 @@ def job_from_proto(message: jobs_pb2.Job) -> Job:
         finished=message.finished if message.HasField("finished") else None,
         error=message.error,
         callback=_callback_from_proto(message.callback) if message.HasField("callback") else None,
-        decisions=dict(message.decisions),
+        decisions=dict(sorted(message.decisions.items())),  # a map of protobuf has no order
     )
 
 

@@ -330,3 +330,23 @@ async def until_gone(client: critiq.AsyncClient, name: str) -> None:
             return
         await asyncio.sleep(0.1)
     raise AssertionError(f"{name} is still there")
+
+
+async def test_a_full_disk_is_said_so_and_got_over(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundles")
+    async with serving(tmp_path) as server:
+        first = await server.grpc.submit_job([flat(1)])
+        await server.grpc.wait_job(first.id, timeout=30)
+        await limit_pages(server.app, 20)
+        with pytest.raises(critiq.Unavailable, match="cannot be used now"):
+            await server.grpc.submit_job([flat(2) + bytes(200_000)])
+        assert (await server.grpc.job(first.id)).state == "done"
+        await limit_pages(server.app, 2**30)
+        job = await server.grpc.submit_job([flat(2)])
+        assert (await server.grpc.wait_job(job.id, timeout=30)).failed == 0
+
+
+async def limit_pages(app: App, count: int) -> None:
+    """Lets the database grow to so many pages: SQLite says of more what it says of a full disk."""
+    jobs: Any = app.jobs
+    await jobs._thread(jobs._store.connection.execute, f"PRAGMA max_page_count = {count}")
