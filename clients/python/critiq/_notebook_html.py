@@ -122,10 +122,8 @@ def _bar(score: types.Score | None) -> str:
     track = f"display:inline-block;width:90px;height:10px;border-radius:5px;background:{_FAINT};margin-right:8px"
     fill = f"display:block;width:{100 * value:.1f}%;height:10px;border-radius:5px;background:{colour}"
     label = f"{score.dimension} {score.calibrated:.3f} of 1"
-    return (
-        f'<span role="img" aria-label="{escape(label)}" style="{track}"><span style="{fill}"></span></span>'
-        f"{score.calibrated:.3f}{flagged}"
-    )
+    bar = f'<span role="img" aria-label="{escape(label)}" style="{track}"><span style="{fill}"></span></span>'
+    return f'<span style="white-space:nowrap">{bar}{score.calibrated:.3f}{flagged}</span>'
 
 
 def _picture(thumbnails: Sequence[str], index: int) -> str:
