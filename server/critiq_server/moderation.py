@@ -142,13 +142,6 @@ class Moderation:
         self.service.metrics.decisions.labels(chosen.name, verdict.decision).inc()
         return verdict
 
-    def decide(self, result: types.ScoreResult, policy: str = "", version: str = "") -> types.Verdict:
-        """As :meth:`moderate`, about scores that are there already."""
-        chosen = self.policies.get(policy, version)
-        verdict = decide(chosen, result)
-        self.service.metrics.decisions.labels(chosen.name, verdict.decision).inc()
-        return verdict
-
     def check(self) -> None:
         """Raises ``PolicyError`` if a policy is about a model that is unknown, could not be served or lacks a score."""
         self._check_categories()

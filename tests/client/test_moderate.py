@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import critiq
@@ -151,12 +151,14 @@ policies = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(verdicts)
 def test_verdicts_survive_the_wire(verdict: types.Verdict) -> None:
     data = wire.verdict_to_proto(verdict).SerializeToString()
     assert wire.verdict_from_proto(scoring_pb2.Verdict.FromString(data)) == verdict
 
 
+@settings(deadline=None)
 @given(policies)
 def test_policies_survive_the_wire(policy: types.PolicyInfo) -> None:
     data = wire.policy_to_proto(policy).SerializeToString()

@@ -12,6 +12,9 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 from critiq_server.app import App, StartError
 from critiq_server.settings import Settings, load_settings
@@ -207,3 +210,35 @@ async def test_a_category_of_a_dimension_that_no_policy_looks_at_stops_the_start
     with pytest.raises(StartError, match="'blur' stands for the dimension 'sharpness', which no policy"):
         async with running(settings(tmp_path, categories={"blur": "sharpness"})):
             raise AssertionError("it started")
+
+
+values = (
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["image_url", "text", "gate"])
+)
+parts = st.dictionaries(
+    st.sampled_from(["type", "text", "image_url", "url"]),
+    st.recursive(
+        values, lambda inner: st.dictionaries(st.sampled_from(["url", "type"]), inner, max_size=2), max_leaves=4
+    ),
+    max_size=4,
+)
+bodies = st.fixed_dictionaries(
+    {}, optional={"input": values | parts | st.lists(values | parts, max_size=3), "model": values, "more": values}
+)
+
+
+async def test_no_body_makes_a_fault(app: App) -> None:
+    sent: list[Any] = []
+
+    @examples(deadline=None)
+    @given(bodies)
+    def collect(body: Any) -> None:
+        sent.append(body)
+
+    collect()
+    assert len(sent) > 50
+    async with httpx.AsyncClient(trust_env=False, base_url=f"http://127.0.0.1:{app.rest_port}") as http:
+        for body in sent:
+            response = await http.post("/v1/moderations", json=body)
+            assert response.status_code in (400, 404), (body, response.text)
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import tempfile
 from collections.abc import Hashable
 from pathlib import Path
@@ -142,6 +143,10 @@ def _told(problem: Any) -> str:
     return f"{message[:1].lower()}{message[1:]}{given}"
 
 
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxstring, _repr.maxother = 2, 80, 80
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
+    """The start of a value: YAML's aliases can make one that is endless in full."""
+    return _repr.repr(value)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from critiq import types
@@ -73,6 +73,7 @@ results = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(rules, results, decisions, decisions, st.randoms())
 def test_the_order_of_the_rules_does_not_change_the_decision(
     entries: list[dict[str, Any]], scored: types.ScoreResult, default: str, missing: str, random: Any
@@ -84,6 +85,7 @@ def test_the_order_of_the_rules_does_not_change_the_decision(
     assert sorted(map(repr, one.reasons)) == sorted(map(repr, two.reasons))
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(shares, decisions, st.sampled_from(["calibrated", "percentile", "raw"])), min_size=1, max_size=5
@@ -104,6 +106,7 @@ def test_a_better_score_is_never_judged_more_severely_by_below_rules(
     assert SEVERITY[better] <= SEVERITY[worse]
 
 
+@settings(deadline=None)
 @given(rules, results, decisions)
 def test_the_decision_is_the_most_severe_of_its_reasons(
     entries: list[dict[str, Any]], scored: types.ScoreResult, default: str
@@ -114,6 +117,7 @@ def test_the_decision_is_the_most_severe_of_its_reasons(
     assert verdict.decision == (verdict.reasons[0].decision if verdict.reasons else default)
 
 
+@settings(deadline=None)
 @given(shares, shares, shares)
 def test_below_between_and_above_leave_no_gap_and_do_not_overlap(value: float, one: float, two: float) -> None:
     low, high = sorted((one, two))

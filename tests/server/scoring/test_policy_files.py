@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+import yaml
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from critiq_server.scoring.policy_files import PolicyError, parse_policy, policy_yaml, read_policy, write_policy
@@ -40,6 +42,7 @@ def test_a_file_as_people_write_it() -> None:
     assert [rule.reason for rule in read.rules] == [None, None, None]
 
 
+@settings(deadline=None)
 @given(rules, decisions, decisions, st.text(st.characters(codec="utf-8"), max_size=30))
 def test_what_is_written_is_read_back(
     entries: list[dict[str, Any]], default: str, missing: str, description: str
@@ -71,7 +74,11 @@ def test_a_written_file_keeps_its_comment_and_replaces_the_old_one(tmp_path: Pat
         (", below: 0.2", "", "rules[0] 'poor', when: set exactly one of below, above and between, not none"),
         ("below: 0.2", "below: 0.2, below: 0.3", "the key 'below' is given twice"),
         ("flag: prompt_truncated", "flag: nsfw", "rules[2] 'cut', when.all[0].flag: input should be 'degraded'"),
-        ("dimension: alignment", "dimensoin: alignment", "rules[2] 'cut', when.all[1].dimensoin: there is no such field"),
+        (
+            "dimension: alignment",
+            "dimensoin: alignment",
+            "rules[2] 'cut', when.all[1].dimensoin: there is no such field",
+        ),
         ("decision: reject", "decision: refuse", "rules[0] 'poor', decision: input should be 'accept', 'review' or"),
         ("    decision: reject\n", "", "rules[0] 'poor', decision: this field is needed"),
         ("when: {dimension: quality, below: 0.2}", "when: low", "rules[0] 'poor', when: a condition is due"),
@@ -94,6 +101,32 @@ def test_an_error_names_the_file_the_rule_and_the_value(old: str, new: str, told
 def test_what_is_no_policy_is_refused(text: str) -> None:
     with pytest.raises(PolicyError, match=r"^gate\.yaml: "):
         parse_policy(text, "gate.yaml")
+
+
+words = st.sampled_from(
+    ["name", "version", "rules", "when", "all", "any", "flag", "below", "between", "dimension", "decision", "gate"]
+)
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | words | st.text(max_size=5) | st.dates()
+things = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words | leaves, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(words, things, max_size=5))
+def test_no_content_makes_anything_but_a_policy_or_an_error_of_the_file(content: dict[str, Any]) -> None:
+    text = yaml.safe_dump({"name": "gate", "version": "1", **content})
+    with suppress(PolicyError):
+        parse_policy(text, "gate.yaml")
+
+
+def test_aliases_that_are_endless_in_full() -> None:
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))]
+    with pytest.raises(PolicyError) as error:
+        parse_policy("\n".join(["name: gate", *lines, "version: *a29"]))
+    assert len(str(error.value)) < 10_000
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
