@@ -49,8 +49,9 @@ rules:
 SETTINGS = """\
 server: {{rest_port: 0, grpc_port: 0, metrics_port: 0}}
 moderation: {{policies: ["{policy}"]}}
-drift: {{baseline_requests: 100, least_count: 20, check_seconds: 2, slot_seconds: 20}}
+drift: {{baseline_requests: 100, least_count: 20, check_seconds: 2, slot_seconds: {slot}}}
 """
+SLOT_SECONDS = 20
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def serving(folder: Path) -> Iterator[str]:
     """A server with the built-in model and a policy; its address."""
     (folder / "gallery.yaml").write_text(POLICY)
     config = folder / "critiq.yaml"
-    config.write_text(SETTINGS.format(policy=folder / "gallery.yaml"))
+    config.write_text(SETTINGS.format(policy=folder / "gallery.yaml", slot=SLOT_SECONDS))
     log = folder / "log"
     command = [sys.executable, "-m", "critiq.cli", "serve", "--config", str(config)]
     with log.open("w") as stream:
@@ -128,8 +129,8 @@ def drift(page: Page) -> None:
 
 Shot = tuple[str, Callable[[Page], None] | None, int, int, Literal["light", "dark"]]
 SHOTS: list[Shot] = [
-    ("start", None, 1280, 800, "light"),
-    ("one", one, 1280, 1420, "light"),
+    ("start", None, 1280, 780, "light"),
+    ("one", one, 1280, 1440, "light"),
     ("heat-dark", heat, 1280, 960, "dark"),
     ("several", several, 1280, 900, "light"),
     ("narrow", narrow, 360, 800, "light"),
@@ -143,7 +144,8 @@ def save(picture: bytes, path: Path) -> None:
     image = Image.open(BytesIO(picture)).convert("RGB")
     image.save(path, optimize=True)
     if path.stat().st_size > LARGEST:
-        image.quantize(256, method=Image.Quantize.MEDIANCUT).save(path, optimize=True)
+        palette = image.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=2)
+        image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
     size = path.stat().st_size
     if size > LARGEST:
         raise SystemExit(f"{path} has {size} bytes, the limit is {LARGEST}; show less")
@@ -172,12 +174,16 @@ def main() -> None:
             if arguments.only not in (None, name):
                 continue
             stop = Event()
-            busy = Thread(target=send, args=(url, pictures, 10_000, 3), kwargs={"blur": 0, "stop": stop}, daemon=True)
-            if act is live:
-                busy.start()
+            callers = [
+                Thread(target=send, args=(url, pictures, 10_000, seed), kwargs={"blur": 0, "stop": stop}, daemon=True)
+                for seed in range(3 if act is live else 0)
+            ]
+            for caller in callers:
+                caller.start()
             if act is drift:
                 send(url, pictures, 120, 1, blur=0)
-                send(url, pictures, 60, 2, blur=1.2)
+                time.sleep(SLOT_SECONDS)  # so that a window holds nothing but what comes now
+                send(url, pictures, 150, 2, blur=1.5)
                 time.sleep(5)
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             page.goto(url)
@@ -189,9 +195,9 @@ def main() -> None:
                 page.locator(".scores").evaluate("node => node.scrollIntoView()")
             save(page.screenshot(), arguments.out / f"page-{name}.png")
             page.close()
-            if busy.is_alive():
-                stop.set()
-                busy.join()
+            stop.set()
+            for caller in callers:
+                caller.join()
         browser.close()
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.fixtures.images import encoded, photo
+from tests.fixtures.images import animation, encoded, oriented, photo
 from tests.page.accessibility import problems
 from tests.page.conftest import Watch
 from tests.support.photographs import blurred, photographs
@@ -117,6 +117,12 @@ def test_gauges_show_what_the_api_gives(page: Page, url: str, files: dict[str, P
         quantiles = about[score["dimension"]]["reference_quantiles"]
         share = (score["raw"] - quantiles[0]) / (quantiles[-1] - quantiles[0])
         assert float(card.locator(".marker").get_attribute("x1") or "nan") == pytest.approx(3 + 94 * share, abs=1e-6)
+        # The share of the set below it, by which the curve is drawn, is the percentile.
+        under = page.evaluate(
+            "([quantiles, raw]) => import('./page/reference.js').then(module => module.below(quantiles, raw))",
+            [quantiles, score["raw"]],
+        )
+        assert 100 * under == pytest.approx(score["percentile"], abs=0.01)
     expect(page.locator(".facts")).to_contain_text("PNG, 768 × 512 pixels")
     expect(page.locator(".facts li")).to_have_text(["Resized to what the model sees."])
     expect(page.locator("#announce")).to_contain_text("Scored door.png: Visual quality")
@@ -130,6 +136,27 @@ def test_without_a_prompt_the_page_says_what_is_missing(page: Page, files: dict[
     page.click("#score")
     expect(page.locator(".score dl")).to_have_count(4)
     expect(page.locator(".score.absent")).to_have_count(0)
+
+
+def test_what_was_done_to_a_picture_is_said_in_words(page: Page, tmp_path: Path) -> None:
+    clear = photo(300, 240).convert("RGBA")
+    clear.putalpha(90)
+    pictures = {
+        "clear.png": (encoded(clear, "PNG"), "Transparent parts were put on the background colour."),
+        "turned.jpg": (oriented(photo(300, 240), 6), "Turned upright, as its orientation tag says."),
+        "moving.webp": (
+            animation("WEBP", [photo(300, 240, seed=1), photo(300, 240, seed=2)]),
+            "Animated: only the first frame was judged.",
+        ),
+    }
+    for name, (content, words) in pictures.items():
+        (tmp_path / name).write_bytes(content)
+        choose(page, tmp_path / name, prompt="a house " * 80)
+        if page.locator("#sheet").count():
+            page.locator("#sheet").get_by_role("button", name=name).click()
+        expect(page.locator("#detail-title")).to_have_text(name)
+        expect(page.locator(".facts li", has_text=words)).to_have_count(1)
+        expect(page.locator(".facts")).to_contain_text("tokens; the model read the first 64.")
 
 
 def test_the_verdict_is_the_policys(page: Page, url: str, files: dict[str, Path]) -> None:

@@ -8,7 +8,7 @@ from threading import Thread
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, FilePayload, expect
 
 from tests.fixtures.images import encoded, photo
 from tests.support.bundles import write_simulated
@@ -32,6 +32,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield process
 
 
+def as_file(name: str, seed: int = 7) -> FilePayload:
+    return {"name": name, "mimeType": "image/png", "buffer": encoded(photo(seed=seed), "PNG")}
+
+
 def test_busy_for_long(browser: Browser, server: ServerProcess) -> None:
     """After a few trials the page gives up and says why; the visitor may try again."""
     page = browser.new_page()
@@ -39,8 +43,7 @@ def test_busy_for_long(browser: Browser, server: ServerProcess) -> None:
     page.route("**/v1/score", lambda route: route.fulfill(status=429, body=refusal, content_type="application/json"))
     page.goto(server.rest)
     expect(page.locator("#model option")).to_have_count(1)
-    file = {"name": "one.png", "mimeType": "image/png", "buffer": encoded(photo(), "PNG")}
-    page.set_input_files("#files", file)  # type: ignore[arg-type]
+    page.set_input_files("#files", as_file("one.png"))
     expect(page.locator("#server-notice")).to_contain_text("The server is too busy: no room for this", timeout=15_000)
     page.unroute("**/v1/score")
     page.get_by_role("button", name="Try again").click()
@@ -49,11 +52,23 @@ def test_busy_for_long(browser: Browser, server: ServerProcess) -> None:
     page.close()
 
 
+def test_less_at_once_where_the_server_wants_it(browser: Browser, server: ServerProcess) -> None:
+    """This server takes one picture a call; the page would send both in one."""
+    page = browser.new_page()
+    statuses: list[int] = []
+    page.on("response", lambda response: statuses.append(response.status) if "/batch" in response.url else None)
+    page.goto(server.rest)
+    expect(page.locator("#model option")).to_have_count(1)
+    page.set_input_files("#files", [as_file("one.png", 4), as_file("two.png", 5)])
+    expect(page.locator("#sheet .number")).to_have_count(2, timeout=20_000)
+    assert statuses == [413, 200, 200]
+    page.close()
+
+
 def test_busy_then_free_then_gone(browser: Browser, server: ServerProcess) -> None:
     page = browser.new_page()
     page.goto(server.rest)
     expect(page.locator("#model option")).to_have_count(1)
-    picture = encoded(photo(), "PNG")
 
     def occupy() -> None:
         httpx.post(f"{server.rest}/v1/score", files={"image": encoded(photo(seed=3))}, timeout=30, trust_env=False)
@@ -63,8 +78,7 @@ def test_busy_then_free_then_gone(browser: Browser, server: ServerProcess) -> No
     until = time.monotonic() + 10
     while httpx.get(f"{server.rest}/v1/live", trust_env=False).json()["under_way"]["pictures"] == 0:
         assert time.monotonic() < until
-    file = {"name": "one.png", "mimeType": "image/png", "buffer": picture}
-    page.set_input_files("#files", file)  # type: ignore[arg-type]
+    page.set_input_files("#files", as_file("one.png", 8))
     expect(page.locator("#progress")).to_contain_text("The server is busy; trying again in")
     expect(page.locator(".score dl")).to_have_count(1, timeout=20_000)
     holding.join()

@@ -30,7 +30,10 @@ async function start() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("ask").requestSubmit();
   });
   byId("clear").addEventListener("click", clear);
-  byId("model").addEventListener("change", aboutModel);
+  byId("model").addEventListener("change", () => {
+    aboutModel();
+    if (pictures.list.length) run();
+  });
   await Promise.all([loadModels(), verdicts.load()]);
   draw(); // a quick visitor has a picture's card already, without the policies
 }

@@ -7,8 +7,8 @@ import { el, many, number, show, table } from "./dom.js";
 const SECONDS = 15;
 const STATES = {
   learning: ["", "Learning", "not enough values yet to say"],
-  steady: ["good", "Steady", "no more different than chance allows"],
-  warning: ["warn", "Warning", "different, though chance may still do this"],
+  steady: ["good", "Steady", "as far as chance allows"],
+  warning: ["warn", "Warning", "different; could be chance"],
   alarm: ["bad", "Alarm", "surely different"],
 };
 const KINDS = { score: "Scores", input: "Pictures and prompts", embedding: "Embeddings" };
@@ -50,8 +50,8 @@ export class Drift {
     const series = report.series;
     show(this.node, head(report),
       series.length > 0 && el("p", { class: "hint" }, "Windows of the last minutes, hours and days are held against a baseline, which is earlier traffic, "
-        + "and where there is one against the model's reference set. The difference is the largest gap between the two shares of values up to "
-        + "any point (0: the same, 1: nothing in common; of embeddings: standard deviations). p bounds the probability of such a gap, had nothing changed."),
+        + "and where there is one against the model's reference set. The gap is the largest difference between the two shares of values "
+        + "up to any point (0: the same, 1: nothing in common; of embeddings: standard deviations). p bounds the probability of such a gap, had nothing changed."),
       !report.enabled && el("p", { class: "notice warn" }, "Watching for drift is switched off in the server's settings."),
       report.enabled && !series.length && el("p", { class: "card hint" },
         "Nothing was scored yet. As pictures come in, their scores, sizes, formats and prompts are held against what came before."),
@@ -89,7 +89,7 @@ function one(entry, rule) {
     badge(entry.state),
     el("p", { class: "hint" }, `${many(entry.count, "value")} seen${entry.since ? `; in this state since ${entry.since.replace("T", " ").replace("Z", " UTC")}` : ""}`),
     entry.histogram && histogram(entry, name),
-    entry.windows.length > 0 && table(`How ${name} differ`, ["Last", "Values", "Against", "Differs by", "p"],
+    entry.windows.length > 0 && table(`How ${name} differ`, ["Last", "Values", "Against", "Gap", "p"],
       entry.windows.flatMap((window) => Object.entries(window.comparisons).map(([against, found]) => [
         hours(window), window.count.toLocaleString("en-GB"), against,
         found.ks === null ? `${number(found.shift, 3)} sd` : number(found.ks, 3), chance(found.p_value),

@@ -84,7 +84,7 @@ export function judges(model) {
     el("h3", {}, "What the model judges"),
     el("div", { class: "judged" }, model.dimensions.map((dimension) => el("div", {},
       el("h4", {}, dimension.title),
-      el("p", { class: "meaning" }, dimension.description, dimension.needs_prompt && el("span", { class: "tag" }, "needs the prompt")),
+      el("p", { class: "meaning" }, `${dimension.description} `, dimension.needs_prompt && el("span", { class: "tag" }, "needs the prompt")),
       dimension.reference_quantiles.length > 1 && distribution(dimension.reference_quantiles, null, dimension.direction),
       dimension.reference_count > 0 && el("p", { class: "hint" }, `${many(dimension.reference_count, "reference")}: ${dimension.reference_population}`)))),
   ];
