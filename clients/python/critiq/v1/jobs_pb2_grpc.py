@@ -91,7 +91,7 @@ class JobsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Results(self, request, context):
-        """Results so far, in the order of the job's items; of a job that has ended, all of them.
+        """Results so far, in the order of the job's items, without those still to come; of a job that has ended, all of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
