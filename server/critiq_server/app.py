@@ -45,6 +45,7 @@ from critiq_server.scoring.drift_metrics import DriftCollector
 from critiq_server.scoring.policy_files import PolicyError
 from critiq_server.service import Service
 from critiq_server.settings import LOOPBACK, Settings
+from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
 
 logger = structlog.get_logger("critiq")
@@ -126,9 +127,12 @@ class App:
     async def _watch_drift(self) -> None:
         while self.settings.drift.enabled:
             await asyncio.sleep(self.settings.drift.check_seconds)
-            for origin, series in self._drift.fresh():
-                self._drift.look(origin, series)
-                await asyncio.sleep(0)  # about a millisecond each: requests come in between
+            try:
+                for origin, series in self._drift.fresh():
+                    self._drift.look(origin, series)
+                    await asyncio.sleep(0)  # half a millisecond each: requests come in between
+            except Exception as error:
+                internal("watching for drift", error)  # in the log; the next look may fare better
 
     def _is_ready(self) -> bool:
         return self._ready and self.service.registry.ready

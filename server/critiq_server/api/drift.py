@@ -52,7 +52,7 @@ def add_drift(app: FastAPI, service: Service) -> None:
         if model:
             service.model(model, version)
         with_sketches = query.get("sketches") == "true"
-        answer = service.drift.report(model, version, query.get("label"), sketches=with_sketches)
+        answer = await service.drift.report(model, version, query.get("label"), sketches=with_sketches)
         return Response(answer.model_dump_json(), media_type=bodies.JSON)
 
     @app.post(

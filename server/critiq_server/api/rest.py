@@ -42,7 +42,8 @@ def rest_app(service: Service, is_ready: Callable[[], bool], moderation: Moderat
     """The ASGI application."""
     app = FastAPI(title="critiq", version="1", description=DESCRIPTION, redoc_url=None)
     app.add_middleware(_BodyLimit, limit=service.settings.limits.request_bytes)
-    app.add_middleware(Labelled, labels=service.drift.labels)
+    if service.drift.labels.allowed:
+        app.add_middleware(Labelled, labels=service.drift.labels)
     _add_scoring(app, service)
     add_moderation(app, moderation)
     add_jobs(app, jobs)

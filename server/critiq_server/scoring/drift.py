@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from critiq.types import ImageReport, Score
 from critiq_server.bundles.manifest import Manifest
 from critiq_server.scoring import drift_files
 from critiq_server.scoring.drift_labels import Labels, caller_label
-from critiq_server.scoring.drift_report import DriftJson, Named, report
+from critiq_server.scoring.drift_report import DriftJson, Named, describe, report
 from critiq_server.scoring.drift_series import Kind, Series
 from critiq_server.scoring.drift_settings import DriftSettings
 
@@ -154,12 +155,16 @@ class DriftMonitor:
             if name in ("", series.name)
         ]
 
-    def report(
+    async def report(
         self, model: str = "", version: str = "", label: str | None = None, *, sketches: bool = False
     ) -> DriftJson:
         """What ``/v1/drift`` answers."""
         self.flush()
-        return report(self.settings, self.all(model, version, label), self._clock(), sketches=sketches)
+        now, entries = self._clock(), []
+        for named in self.all(model, version, label):
+            entries.append(describe(*named, now, sketches=sketches))
+            await asyncio.sleep(0)  # one or two milliseconds each: requests come in between
+        return report(self.settings, entries, now)
 
     def set_baseline(
         self,
@@ -201,12 +206,13 @@ class DriftMonitor:
         elif hours is not None and not sum([series.freeze(now, hours * 3600) for *_, series in chosen]):
             raise FailedPrecondition(f"nothing was scored in the last {hours:g} hours", field="hours")
         self.save()
-        return report(settings, chosen, now)
+        return report(settings, [describe(*named, now) for named in chosen], now)
 
     def save(self) -> None:
         """Writes all series to the directory of the settings, if there is one; a failure is logged."""
         if self.settings.directory is not None:
-            drift_files.save(self.settings.directory, self.all(), self._saved)
+            unclaimed = dict(list(self._saved.items())[-self.settings.max_series :])
+            drift_files.save(self.settings.directory, self.all(), unclaimed)
 
     def close(self) -> None:
         """Saves everything, the last answers included."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -116,9 +115,8 @@ Named = tuple[str, str, str, Series]
 """Model, version, label, series."""
 
 
-def report(settings: DriftSettings, series: Iterable[Named], now: float, *, sketches: bool = False) -> DriftJson:
-    """The state of ``series`` at ``now`` (seconds since 1970)."""
-    entries = [describe(*named, now, sketches=sketches) for named in series]
+def report(settings: DriftSettings, entries: list[SeriesJson], now: float) -> DriftJson:
+    """Series described at ``now`` (seconds since 1970), and the worst of their states."""
     return DriftJson(
         enabled=settings.enabled,
         state=max((entry.state for entry in entries), key=SEVERITY.index, default="learning"),

@@ -127,7 +127,7 @@ class Series:
 
     def update(self, values: NDArray[Any], now: float) -> bool:
         """Takes in ``values`` [n], of embeddings [n, width]. Returns whether they completed a baseline."""
-        if self.kind == "embedding" and values.shape[1] != self._width:
+        if self.kind == "embedding":
             self._width = values.shape[1]
         self.count += len(values)
         self.fresh = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class DriftSettings(BaseModel):
@@ -70,6 +70,17 @@ class DriftSettings(BaseModel):
         None, description="Where baselines and windows are kept over a restart. Its own for each server."
     )
     allow_changes: bool = Field(False, description="Whether callers may set baselines (POST /v1/drift/baseline).")
+
+    @model_validator(mode="after")
+    def _rates_and_times_are_in_order(self) -> DriftSettings:
+        if self.alarms_per_year > self.warnings_per_year:
+            raise ValueError(
+                f"alarms_per_year ({self.alarms_per_year:g}) may not exceed warnings_per_year "
+                f"({self.warnings_per_year:g}): an alarm is the surer of the two"
+            )
+        if self.slot_seconds > self.keep_days * 86400:
+            raise ValueError(f"slot_seconds ({self.slot_seconds:g}) may not exceed keep_days ({self.keep_days:g})")
+        return self
 
     @field_validator("labels")
     @classmethod

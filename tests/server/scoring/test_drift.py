@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,9 @@ def states(monitor: DriftMonitor) -> dict[str, str]:
     return {series.name: series.state for *_, series in monitor.all()}
 
 
-def told(monitor: DriftMonitor) -> dict[str, Any]:
-    """What a monitor answers, by series."""
-    return {f"{entry.label} {entry.name}": entry.model_dump() for entry in monitor.report().series}
+def told(monitor: DriftMonitor) -> DriftJson:
+    """What a monitor answers, as a caller reads it."""
+    return DriftJson.model_validate_json(asyncio.run(monitor.report()).model_dump_json())
 
 
 def test_scores_and_what_pictures_are_like_become_series(manifest: Manifest) -> None:
@@ -74,7 +75,7 @@ def test_scores_and_what_pictures_are_like_become_series(manifest: Manifest) -> 
         "format": "alarm",
         "prompt_length": "steady",
     }
-    answered = DriftJson.model_validate_json(monitor.report().model_dump_json())
+    answered = told(monitor)
     assert answered.state == "alarm"
     formats = next(entry for entry in answered.series if entry.name == "format").histogram
     assert formats is not None
@@ -97,6 +98,12 @@ def test_labels_are_kept_apart_and_bounded(manifest: Manifest) -> None:
     caller_label.set("")
     counts = {label: series.count for _, _, label, series in monitor.all(name="brightness")}
     assert counts == {"web": 3, "batch": 2, "other": 4, "": 11}
+
+
+@pytest.mark.parametrize("wrong", [{"alarms_per_year": 2}, {"keep_days": 0.001}])
+def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="may not exceed"):
+        DriftSettings(**wrong)
 
 
 @pytest.mark.parametrize("label", ["", "x" * 65, "ä", "a\nb", "other"])
@@ -244,5 +251,5 @@ def test_what_is_switched_off_keeps_nothing(manifest: Manifest) -> None:
     monitor.serve(manifest, {"image_encoder": ("one",)})
     feed(monitor, manifest, 300)
     monitor.embed(manifest, "image_encoder", {"one": np.ones(2, np.float32)})
-    assert monitor.report().model_dump()["enabled"] is False
+    assert told(monitor).enabled is False
     assert monitor.all() == []
