@@ -68,15 +68,15 @@ def answer(status: int, body: bytes = b"", **headers: str) -> bytes:
 
 
 @asynccontextmanager
-async def website(reply: Reply, certificate: tuple[Path, Path] | None = None) -> AsyncIterator[Website]:
-    """Runs one, over TLS if it has a certificate."""
+async def website(reply: Reply, certificate: tuple[Path, Path] | None = None, port: int = 0) -> AsyncIterator[Website]:
+    """Runs one, over TLS if it has a certificate; ``port`` 0: any free one."""
     site = Website(reply)
     context = None
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate[1], certificate[0])
         context.sni_callback = lambda _socket, name, _context: site.server_names.append(name)
-    server = await asyncio.start_server(site.handle, LOOPBACK, 0, ssl=context)
+    server = await asyncio.start_server(site.handle, LOOPBACK, port, ssl=context)
     site.port = server.sockets[0].getsockname()[1]
     try:
         yield site

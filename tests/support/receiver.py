@@ -51,7 +51,7 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving(secret: str = SECRET) -> AsyncIterator[Receiver]:
+async def receiving(secret: str = SECRET, port: int = 0) -> AsyncIterator[Receiver]:
     """Runs one."""
 
     async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
@@ -60,6 +60,6 @@ async def receiving(secret: str = SECRET) -> AsyncIterator[Receiver]:
         writer.write(receiver.replies.pop(0) if receiver.replies else answer(204))
         await writer.drain()
 
-    async with website(reply) as site:
+    async with website(reply, port=port) as site:
         receiver = Receiver(site)
         yield receiver

@@ -122,7 +122,6 @@ class Jobs:
                 field="items",
             )
         job = await self._do(self._store.submit, new, time.time())
-        await self._count()
         self._runner.wake()
         return job
 

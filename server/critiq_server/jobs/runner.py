@@ -25,6 +25,7 @@ logger = structlog.get_logger("critiq")
 _AFTER_A_FAULT = 5.0
 """Seconds before going on after the database failed, or something else that should not."""
 _LONGEST_PAUSE = 30.0
+_NO_ROOM = 0.01
 
 
 class Runner:
@@ -100,6 +101,8 @@ class Runner:
                 await self._end(job.id, "failed", error.message)
                 return
         while portion := await self._run(self._store.portion, job.id, self._settings.portion):
+            if tries := portion[0].tries:  # nothing is left but what failed before
+                await asyncio.sleep(min(_LONGEST_PAUSE, 2.0**tries) * random.uniform(0.5, 1.0))  # noqa: S311
             await self._do_portion(job, portion)
         await self._end(job.id, "done", "")
 
@@ -118,9 +121,6 @@ class Runner:
         answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
         again = [outcome.position for outcome in outcomes if isinstance(outcome, PendingItem)]
         await self._run(self._store.answer, job.id, answers, again)
-        if not answers:
-            tries = min(item.tries for item in portion)
-            await asyncio.sleep(min(_LONGEST_PAUSE, 2.0**tries) * random.uniform(0.5, 1.0))  # noqa: S311
 
     async def _score(self, job: Job, item: PendingItem) -> Answer | PendingItem:
         """The outcome of an item, or the item where another try may help."""
@@ -152,8 +152,8 @@ class Runner:
                     item.query, job.policy, job.policy_version, limits.max_timeout_seconds
                 )
                 return JobResult(item.id, verdict=verdict)
-            except TooBusy:
-                continue  # somebody else took the room first
+            except TooBusy:  # somebody else was quicker
+                await asyncio.sleep(_NO_ROOM)
 
     async def _end(self, name: str, state: JobState, error: str) -> None:
         ended = await self._run(

@@ -75,7 +75,7 @@ class JobSettings(BaseModel):
     max_items: int = Field(1000, gt=0, description="Pictures of one job; may exceed limits.batch_items.")
     at_once: int = Field(2, gt=0, description="Jobs that are scored at the same time; others are queued.")
     portion: int = Field(16, gt=0, description="Pictures of one job under way at once.")
-    tries: int = Field(3, gt=0, description="How often a picture is tried whose failure may pass.")
+    tries: int = Field(5, gt=0, description="How often a picture is tried whose failure may pass.")
     callbacks: CallbackSettings = Field(default_factory=CallbackSettings, description="Who is told of a job's end.")
 
 

@@ -36,7 +36,7 @@ CREATE TABLE items (
   size INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0, asked BLOB, data BLOB, result BLOB,
   PRIMARY KEY (job, position)
 );
-CREATE INDEX items_pending ON items (job, position) WHERE result IS NULL;
+CREATE INDEX items_pending ON items (job, tries, position) WHERE result IS NULL;
 CREATE TABLE callbacks (
   job INTEGER PRIMARY KEY REFERENCES jobs ON DELETE CASCADE, message TEXT NOT NULL, url TEXT NOT NULL, body BLOB,
   state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, last_error TEXT NOT NULL DEFAULT '', due REAL,
@@ -227,10 +227,10 @@ class JobStore:
             return self._found(row["id"])
 
     def portion(self, name: str, limit: int) -> list[PendingItem]:
-        """The next items without a result: at most ``limit``, and no more bytes than are held at once."""
+        """The next items without a result, those with fewer tries first: at most ``limit``, and not too many bytes."""
         rows = self.connection.execute(
             "SELECT items.rowid AS row, size FROM items JOIN jobs ON jobs.number = items.job "
-            "WHERE jobs.id = ? AND result IS NULL ORDER BY position LIMIT ?",
+            "WHERE jobs.id = ? AND result IS NULL ORDER BY tries, position LIMIT ?",
             (name, limit),
         ).fetchall()
         found: list[PendingItem] = []

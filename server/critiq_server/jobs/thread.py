@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from critiq.errors import Stopping
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -21,7 +23,11 @@ class Thread:
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What the function gives. It runs to its end even if the caller is cancelled."""
         loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._executor, partial(function, *args, **kwargs)))
+        try:
+            outcome = loop.run_in_executor(self._executor, partial(function, *args, **kwargs))
+        except RuntimeError as error:  # it is closed
+            raise Stopping("the server is stopping; ask again once it has started", retry_after=1.0) from error
+        return await asyncio.shield(outcome)
 
     def close(self) -> None:
         """Waits for what was given to it."""

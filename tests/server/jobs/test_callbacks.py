@@ -111,18 +111,22 @@ async def test_again_until_it_is_taken(bundles: Path, tmp_path: Path) -> None:
 
 
 async def test_a_receiver_that_is_down_then_up(bundles: Path, tmp_path: Path) -> None:
-    async with receiving() as receiver:
-        settings, url = receiver.settings(), receiver.url
-        settings["ports"] = [1, receiver.site.port]
-        async with serving(bundles, tmp_path, settings) as (_, client):
-            down = await client.submit_job([flat()], callback="http://localhost:1/")
-            await until_tried(client, down.id, 2)
-            job = await client.job(down.id)
-            assert job.callback is not None
-            assert job.callback.last_error.startswith("localhost was not reached")
-            assert (job.callback.next_attempt or 0) > (job.finished or 0)
-            await client.submit_job([flat()], callback=url)
-            await receiver.told()  # one that is down holds up nobody else
+    async with receiving() as other, receiving() as gone:
+        port, url = gone.site.port, gone.url
+        settings = other.settings(ports=[other.site.port, port])
+    async with receiving(port=other.site.port) as other, serving(bundles, tmp_path, settings) as (_, client):
+        name = (await client.submit_job([flat()], callback=url)).id
+        await until_tried(client, name, 2)
+        job = await client.job(name)
+        assert job.callback is not None
+        assert job.callback.last_error.startswith("localhost was not reached")
+        assert (job.callback.next_attempt or 0) > (job.finished or 0)
+        await client.submit_job([flat()], callback=other.url)
+        await other.told()  # one that is down holds up nobody else
+        async with receiving(port=port) as receiver:
+            ((_, event),) = await receiver.told()
+            assert event["data"]["id"] == name
+            assert (await settled(client, name)).state == "delivered"
 
 
 async def test_gone(bundles: Path, tmp_path: Path) -> None:

@@ -65,8 +65,9 @@ def test_from_submission_to_its_end(store: JobStore) -> None:
     portion = store.portion(job.id, 2)
     assert [(item.position, item.id, item.tries) for item in portion] == [(0, "0", 0), (1, "1", 0)]
     assert portion[0].query == Query(EncodedImage(PICTURE), PROMPT, Target(), Priority.BULK)
-    store.answer(job.id, [Answer(0, OUTCOME, True), Answer(2, OUTCOME, False, "review")], again=[1])
-    assert [(item.position, item.tries) for item in store.portion(job.id, 10)] == [(1, 1)]
+    store.answer(job.id, [Answer(0, OUTCOME, True)], again=[1])
+    assert [(item.position, item.tries) for item in store.portion(job.id, 10)] == [(2, 0), (1, 1)]
+    store.answer(job.id, [Answer(2, OUTCOME, False, "review")], again=[])
     half = store.get(job.id)
     assert half is not None
     assert (half.answered, half.failed, half.decisions) == (2, 1, {"review": 1})
