@@ -1,0 +1,1 @@
+"""Human-rated datasets in the layouts in which they are published."""

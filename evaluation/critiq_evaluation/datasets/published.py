@@ -1,282 +1,281 @@
-"""The label files of published datasets, each as its authors lay it out.
-
-Layouts, scales and traps are those of the files themselves; where a dataset's file is not public (AU-IQA) its columns
-are recognised by their names, or named by the caller.
-"""
+"""The layouts of published datasets. Columns, scales and directions are those of their own files."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from critiq_evaluation.datasets.collecting import Collector, as_number
-from critiq_evaluation.datasets.columns import SPLITS, Columns, choose, first, scale_of, sniffed, split_of
-from critiq_evaluation.datasets.tables import read_json, read_lines, read_mat, read_table
-from critiq_evaluation.datasets.types import Dataset, Scale
+from critiq_evaluation.datasets.layouts import Layout, number, to_dataset, with_columns
+from critiq_evaluation.datasets.tables import GBK, Row, Table, read_table
+from critiq_evaluation.datasets.types import Dataset, Problem, RatedPicture, Scale
 from critiq_evaluation.errors import EvaluationError
 
-FIVE = Scale(0.0, 5.0)
+Columns = Mapping[str, str] | None
+
+_FIVE = Scale(0.0, 5.0)
+_ACR = Scale(1.0, 5.0)
 _HUNDRED = Scale(0.0, 100.0)
-_ONE_TO_FIVE = Scale(1.0, 5.0)
-
-
-def agiqa_3k(labels: Path, columns: Columns) -> Dataset:
-    """AGIQA-3K: ``data.csv`` with quality and alignment, each 0 to 5; the generator and its setting are in the name."""
-    table = read_table(_in(labels, "data.csv"))
-    table.need("name", "prompt", "mos_quality", "std_quality", "mos_align", "std_align")
-    found = Collector("AGIQA-3K", {"quality": FIVE, "alignment": FIVE})
-    for row in table.rows:
-        cells = row.cells
-        generator, _, rest = cells["name"].partition("_")
-        groups = {"generator": generator, "setting": rest.rpartition("_")[0], "style": cells.get("style", "")}
-        found.picture(
-            row.place,
-            cells["name"],
-            {"quality": cells["mos_quality"], "alignment": cells["mos_align"]},
-            prompt=cells["prompt"],
-            spread={"quality": cells["std_quality"], "alignment": cells["std_align"]},
-            groups=groups,
-        )
-    return found.dataset()
+_ASPECTS = ("quality", "authenticity", "correspondence")
+IMAGE = "image|name|image_name|img_name|filename|file_name|file|img|img_path|image_path|path|image name|dis_name"
 
 
 def agiqa_1k(labels: Path, columns: Columns) -> Dataset:
-    """AGIQA-1K: a table of picture and mean opinion, 0 to 5; the columns are found by their names."""
-    return _one_rating("AGIQA-1K", labels, columns, FIVE, rating="mos")
+    """AGIQA-1K, ``AIGC_MOS_Zscore.xlsx``: ``Image,Prompt,MOS``; one normalised MOS, 0 to 5."""
+    layout = Layout("Image", {"mos": "MOS"}, {"mos": _FIVE}, prompt="Prompt")
+    return to_dataset("agiqa-1k", read_table(labels), with_columns(layout, columns))
+
+
+def agiqa_3k(labels: Path, columns: Columns) -> Dataset:
+    """AGIQA-3K, ``data.csv``: quality and alignment, 0 to 5; the name starts with generator and setting."""
+    layout = Layout(
+        image="name",
+        ratings={"quality": "mos_quality", "alignment": "mos_align"},
+        scales={"quality": _FIVE, "alignment": _FIVE},
+        prompt="prompt",
+        spread={"quality": "std_quality", "alignment": "std_align"},
+        groups={"style": "style"},
+        needs_prompt=True,
+        from_name=_agiqa_3k_name,
+    )
+    return to_dataset("agiqa-3k", read_table(labels), with_columns(layout, columns))
 
 
 def aigiqa_20k(labels: Path, columns: Columns) -> Dataset:
-    """AIGIQA-20K (AIGCQA-20K): ``info_train``, ``info_val``, ``info_test`` (CSV or Excel) in a directory, or one file.
+    """AIGIQA-20K (AIGCQA-20K): ``name,prompt,mos``, 0 to 5; one MOS for quality and alignment together.
 
-    One rating, 0 to 5, of quality and alignment together. The generator is what stands before ``_`` in the name.
-    Columns guidance, iterations, resolution or subset become groups where there are any.
+    ``labels`` is ``info_train``, ``info_val`` or ``info_test`` (.csv, .xlsx), their directory, or ``data.csv``, which
+    names no parts.
     """
-    files = [labels]
-    if labels.is_dir():
-        files = [
-            path for path in sorted(labels.iterdir()) if re.fullmatch(r"info_(train|val|test)\.(csv|xlsx)", path.name)
-        ]
-        if not files:
-            raise EvaluationError(f"{labels} holds none of info_train, info_val, info_test as .csv or .xlsx")
-    found = Collector("AIGIQA-20K", {"mos": FIVE})
-    for path in files:
-        table = read_table(path)
-        table.need("name", "prompt", "mos")
-        part = re.search(r"info_(train|val|test)", path.stem)
-        for row in table.rows:
-            more = {
-                name: row.cells[name]
-                for name in ("guidance", "iterations", "resolution", "subset")
-                if name in row.cells
-            }
-            found.picture(
-                row.place,
-                row.cells["name"],
-                {"mos": row.cells["mos"]},
-                prompt=row.cells["prompt"],
-                groups={"generator": row.cells["name"].partition("_")[0], **more},
-                split=SPLITS[part[1]] if part else split_of(row),
-            )
-    return found.dataset()
+    layout = Layout(
+        image="name",
+        ratings={"mos": "mos"},
+        scales={"mos": _FIVE},
+        prompt="prompt",
+        groups={"guidance": "guidance", "iterations": "iterations", "resolution": "resolution"},
+        needs_prompt=True,
+        from_name=lambda name: {"generator": Path(name).stem.rpartition("_")[0] or Path(name).stem},
+    )
+    files = _parts_of_aigiqa(labels) if labels.is_dir() else [labels]
+    parts = [
+        to_dataset("aigiqa-20k", read_table(file), with_columns(layout, columns), _split_of(file)) for file in files
+    ]
+    return _joined(parts)
 
 
 def aigciqa2023(labels: Path, columns: Columns) -> Dataset:
-    """AIGCIQA2023: the directory with ``DATA/MOS/mosz1..3.mat``, three ratings from 0 to 100.
+    """AIGCIQA2023, 0 to 100: its directory (``DATA/MOS/mosz*.mat``, ``AIGCIQA2023_Prompts.xlsx``), or its CSV.
 
-    They are quality, authenticity and correspondence. Pictures are ``0.png`` on in ``Image/allimg``. Prompts are the third column of the one Excel file below the
-    directory, where there is one. The standard deviations are on another scale than the ratings, so they are not read.
+    The published standard deviations are of the raw 0..5 ratings, the scores are rescaled z-scores: they do not belong
+    together, so the dataset has no spread.
     """
-    if not labels.is_dir():
-        raise EvaluationError(f"AIGCIQA2023 is a directory with DATA/MOS/mosz1.mat and so on; {labels} is none")
-    places = sorted(labels.rglob("mosz1.mat"))
-    if len(places) != 1:
-        raise EvaluationError(f"{labels} should hold DATA/MOS/mosz1.mat once; found {len(places)}")
-    names = ("quality", "authenticity", "correspondence")
-    arrays = {name: read_mat(places[0].with_name(f"mosz{number}.mat"), "MOSz") for number, name in enumerate(names, 1)}
-    counts = {name: len(values) for name, values in arrays.items()}
-    if len(set(counts.values())) != 1:
-        raise EvaluationError(f"{places[0].parent}: the ratings differ in number: {counts}")
-    count = counts["quality"]
-    found = Collector("AIGCIQA2023", dict.fromkeys(names, _HUNDRED))
-    prompts = [""] * count
-    books = sorted(labels.rglob("*.xlsx"))
-    if len(books) == 1:
-        given = [cells for _, cells in read_lines(books[0])][-count:]  # whether or not a line of titles stands first
-        if len(given) == count and len(given[0]) >= 3:
-            prompts = [cells[2] for cells in given]
-        else:
-            found.problem(books[0].name, f"{len(given)} rows of prompts for {count} pictures; no prompts were read")
-    else:
-        found.problem(str(labels), f"{len(books)} Excel files below it, one is expected; no prompts were read")
-    for number in range(count):
-        ratings = {name: float(arrays[name][number]) for name in names}
-        found.picture(f"entry {number}", f"{number}.png", ratings, prompt=prompts[number])
-    return found.dataset()
+    layout = Layout(
+        image="name",
+        ratings={what: f"{what}_mos" for what in _ASPECTS},
+        scales=dict.fromkeys(_ASPECTS, _HUNDRED),
+        prompt="prompt",
+        groups={"style": "style", "class": "class"},
+        needs_prompt=True,
+        from_name=_aigciqa2023_name,
+    )
+    table = _matlab(labels) if labels.is_dir() else read_table(labels)
+    return to_dataset("aigciqa2023", table, with_columns(layout, columns))
 
 
 def aigciqa2023_plus(labels: Path, columns: Columns) -> Dataset:
-    """AIGCIQA2023+ as MINT-IQA's JSON files: ``img``, ``prompt``, ``moz1..3``, ratings from 0 to 1.
+    """AIGCIQA2023+, MINT-IQA's JSON: ``moz1..3`` are MOS / 100, so 0 to 1. Its CSV has no header and is GBK.
 
-    The split is taken from the file's name. Its companion CSV (no header, GBK) is read as well: number, prompt,
-    picture, three ratings.
+    For the CSV, ``columns`` says which column is which, by its number from 1.
     """
-    names = ("quality", "authenticity", "correspondence")
-    found = Collector("AIGCIQA2023+", dict.fromkeys(names, Scale(0.0, 1.0)))
-    split = next((value for key, value in SPLITS.items() if re.search(rf"(^|_){key}$", labels.stem)), "")
-    if labels.suffix == ".csv":
-        table = read_table(labels, header=("id", "prompt", "img", "moz1", "moz2", "moz3"))
-        entries = [(row.place, row.cells) for row in table.rows]
-    else:
-        objects = read_json(labels)
-        entries = [(f"{labels.name}, entry {number}", entry) for number, entry in enumerate(objects)]
-    for place, entry in entries:
-        missing = [key for key in ("img", "prompt", "moz1", "moz2", "moz3") if key not in entry]
-        if missing:
-            found.problem(place, f"lacks {', '.join(missing)}; it was left out")
-            continue
-        ratings = {name: entry[f"moz{number}"] for number, name in enumerate(names, 1)}
-        found.picture(place, str(entry["img"]), ratings, prompt=str(entry["prompt"]), split=split)
-    return found.dataset()
+    layout = Layout(
+        image="img",
+        ratings={what: f"moz{i}" for i, what in enumerate(_ASPECTS, 1)},
+        scales=dict.fromkeys(_ASPECTS, Scale(0.0, 1.0)),
+        prompt="prompt",
+        needs_prompt=True,
+        from_name=_aigciqa2023_name,
+    )
+    bare = labels.suffix.lower() == ".csv"
+    if bare and not columns:
+        raise EvaluationError(
+            f"{labels} has no header: say which column is which by number, for instance --column image=1 "
+            "--column prompt=2 --column quality=3"
+        )
+    split = _split_of(labels)
+    return to_dataset(
+        "aigciqa2023plus",
+        read_table(labels, encodings=GBK, header=not bare),
+        with_columns(layout, columns),
+        split,
+    )
 
 
 def au_iqa(labels: Path, columns: Columns) -> Dataset:
-    """AU-IQA: a table whose columns are found by their names (picture, rating, type, model), or named by the caller."""
-    table = read_table(labels)
-    chosen = choose(table, columns)
-    known = {
-        "type": first(table, columns, "type", ("type", "task", "enhancement_type")),
-        "enhancement": first(
-            table, columns, "enhancement", ("enhancement", "model", "method", "algorithm", "enhancer")
-        ),
-    }
-    scale = sniffed(table, chosen["rating"], columns)
-    found = Collector("AU-IQA", {"quality": scale})
-    for row in table.rows:
-        groups = {name: row.cells[column] for name, column in known.items() if column}
-        found.picture(row.place, row.cells[chosen["image"]], {"quality": row.cells[chosen["rating"]]}, groups=groups)
-    return found.dataset()
+    """AU-IQA: MOS of 1 to 5; its label file is not described in public, so columns are found by usual names."""
+    layout = Layout(
+        image=IMAGE,
+        ratings={"quality": "mos|quality|score|mean|gt_score"},
+        scales={"quality": _ACR},
+        groups={
+            "type": "type|task|degradation|category|enhancement_type",
+            "enhancement": "enhancement|model|method|enhancer|algorithm",
+            "reference": "reference|ref|ref_img|source|original",
+        },
+    )
+    return to_dataset("au-iqa", read_table(labels), with_columns(layout, columns))
 
 
 def koniq_10k(labels: Path, columns: Columns) -> Dataset:
-    """KonIQ-10k: ``koniq10k_scores_and_distributions.csv`` (1 to 5) or ``koniq10k_distributions_sets.csv`` (1 to 100).
-
-    Both files call the column ``MOS``, so the largest value tells which it is. Official sets, where the file has them.
-    """
+    """KonIQ-10k, both files. ``MOS`` is 1 to 5 in the scores file and 1 to 100 in the sets file: the maximum tells."""
     table = read_table(labels)
-    table.need("image_name", "MOS")
-    values = [value for row in table.rows if (value := as_number(row.cells["MOS"])) is not None]
-    hundred = max(values, default=0.0) > 5.0
-    found = Collector("KonIQ-10k", {"quality": Scale(1.0, 100.0) if hundred else _ONE_TO_FIVE})
-    for row in table.rows:
-        spread = {"quality": row.cells["SD"]} if "SD" in table.columns else {}
-        found.picture(
-            row.place, row.cells["image_name"], {"quality": row.cells["MOS"]}, spread=spread, split=split_of(row, "set")
-        )
-    return found.dataset()
+    named = (columns or {}).get("quality", "MOS")
+    values = [value for row in table.rows if (value := number(row.cells.get(table.column(named), ""))) is not None]
+    five = max(values, default=0.0) <= 5.0
+    layout = Layout(
+        image="image_name",
+        ratings={"quality": "MOS"},
+        spread={"quality": "SD"} if five else {},
+        split="set",
+    )
+    chosen = with_columns(layout, columns)
+    scales = {"quality": _ACR if five else Scale(1.0, 100.0)} if "quality" in chosen.ratings else {}
+    return to_dataset("koniq-10k", table, replace(chosen, scales={**scales, **chosen.scales}))
 
 
 def kadid_10k(labels: Path, columns: Columns) -> Dataset:
-    """KADID-10k: ``dmos.csv``, 1 to 5. The column is called dmos, but higher is better; contents go by ``ref_img``."""
-    table = read_table(_in(labels, "dmos.csv"))
-    table.need("dist_img", "ref_img", "dmos")
-    found = Collector("KADID-10k", {"quality": _ONE_TO_FIVE})
-    for row in table.rows:
-        cells = row.cells
-        parts = re.fullmatch(r"I\d+_(\d+)_(\d+)\.\w+", cells["dist_img"])
-        groups = {"reference": cells["ref_img"], **({"distortion": parts[1], "level": parts[2]} if parts else {})}
-        variance = as_number(cells.get("var", ""))
-        spread = {"quality": variance**0.5} if variance is not None and variance >= 0 else {}
-        found.picture(row.place, cells["dist_img"], {"quality": cells["dmos"]}, spread=spread, groups=groups)
-    return found.dataset()
+    """KADID-10k, ``dmos.csv``: what it calls dmos is a MOS of 1 to 5, higher is better. Split it by reference."""
+    layout = Layout(
+        image="dist_img",
+        ratings={"quality": "dmos"},
+        scales={"quality": _ACR},
+        variance={"quality": "var"},
+        groups={"reference": "ref_img"},
+        from_name=_kadid_name,
+    )
+    return to_dataset("kadid-10k", read_table(labels), with_columns(layout, columns))
 
 
 def spaq(labels: Path, columns: Columns) -> Dataset:
-    """SPAQ: ``MOS and Image attribute scores.xlsx``, 0 to 100, with five attributes beside the quality."""
-    table = read_table(labels)
-    table.need("Image name", "MOS")
-    attributes = [
-        name for name in ("Brightness", "Colorfulness", "Contrast", "Noisiness", "Sharpness") if name in table.columns
-    ]
-    names = {"quality": "MOS", **{name.lower(): name for name in attributes}}
-    found = Collector("SPAQ", dict.fromkeys(names, _HUNDRED))
-    for row in table.rows:
-        found.picture(row.place, row.cells["Image name"], {name: row.cells[column] for name, column in names.items()})
-    return found.dataset()
+    """SPAQ, ``MOS and Image attribute scores.xlsx``: quality and five attributes, 0 to 100."""
+    attributes = ("Brightness", "Colorfulness", "Contrast", "Noisiness", "Sharpness")
+    ratings = {"quality": "MOS", **{name.lower(): name for name in attributes}}
+    layout = Layout("Image name", ratings, dict.fromkeys(ratings, _HUNDRED))
+    return to_dataset("spaq", read_table(labels), with_columns(layout, columns))
 
 
 def pyiqa_meta(labels: Path, columns: Columns) -> Dataset:
-    """A meta table of the toolbox pyiqa: no-reference ``name,mos``, or full-reference ``ref_name,dist_name,mos``."""
-    table = read_table(labels)
-    pairs = "dist_name" in table.columns
-    table.need("dist_name" if pairs else "name", "mos")
-    found = Collector(labels.stem, {"mos": sniffed(table, "mos", columns)})
-    for row in table.rows:
-        cells = row.cells
-        spread = {"mos": cells["std"]} if "std" in cells else {}
-        groups = {"reference": cells["ref_name"]} if "ref_name" in cells else {}
-        image = cells["dist_name" if pairs else "name"]
-        found.picture(row.place, image, {"mos": cells["mos"]}, spread=spread, groups=groups, split=split_of(row))
-    return found.dataset()
+    """pyiqa's meta CSV: ``name,mos,std,split`` or, with references, ``ref_name,dist_name,mos,std``.
+
+    The file tells neither scale nor direction: say ``scale=MIN:MAX``, ``MAX:MIN`` where lower is better.
+    """
+    layout = Layout(
+        image=f"dist_name|{IMAGE}",
+        ratings={"quality": "mos|dmos"},
+        spread={"quality": "std"},
+        groups={"reference": "ref_name"},
+        split="split|official_split|split_official",
+    )
+    return to_dataset("pyiqa", read_table(labels), with_columns(layout, columns))
 
 
 def q_align(labels: Path, columns: Columns) -> Dataset:
-    """A list of ``{"img_path", "gt_score"}``, as Q-Align's evaluation reads it."""
-    entries = read_json(labels)
-    values = [value for entry in entries if (value := as_number(entry.get("gt_score", ""))) is not None]
-    found = Collector(labels.stem, {"mos": scale_of(values, columns)})
-    for number, entry in enumerate(entries):
-        found.picture(
-            f"{labels.name}, entry {number}", str(entry.get("img_path", "")), {"mos": entry.get("gt_score", "")}
+    """Q-Align's JSON: ``[{"img_path": ..., "gt_score": ...}]``; it tells no scale."""
+    layout = Layout("img_path|image|img", {"quality": "gt_score"})
+    split = _split_of(labels)
+    return to_dataset("q-align", read_table(labels), with_columns(layout, columns), split)
+
+
+def _agiqa_3k_name(name: str) -> Mapping[str, str]:
+    parts = Path(name).stem.split("_")
+    return {"generator": parts[0], "setting": parts[1]} if len(parts) == 3 else {}
+
+
+def _aigciqa2023_name(name: str) -> Mapping[str, str]:
+    """Pictures 0.png to 2399.png: 400 of each of six generators, which the files do not name."""
+    stem = Path(name).stem
+    return {"generator": f"generator {int(stem) // 400 + 1}"} if stem.isascii() and stem.isdigit() else {}
+
+
+def _kadid_name(name: str) -> Mapping[str, str]:
+    """``I<reference>_<distortion>_<level>.png``."""
+    parts = Path(name).stem.split("_")
+    return {"distortion": parts[1], "level": parts[2]} if len(parts) == 3 else {}
+
+
+def _split_of(file: Path) -> str:
+    stem = file.stem.lower()
+    return next((split for word, split in _FILE_SPLITS.items() if stem.endswith(word)), "")
+
+
+_FILE_SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+def _parts_of_aigiqa(directory: Path) -> list[Path]:
+    found = [
+        path
+        for part in ("train", "val", "test")
+        for ending in (".csv", ".xlsx")
+        if (path := directory / f"info_{part}{ending}").is_file()
+    ]
+    stems = [path.stem for path in found]
+    if len(set(stems)) != len(stems):
+        raise EvaluationError(f"{directory} has the same part as .csv and as .xlsx; keep one of the two")
+    if not found:
+        raise EvaluationError(f"{directory} has no info_train, info_val or info_test (.csv or .xlsx)")
+    return found
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
+    pictures: dict[str, RatedPicture] = {}
+    problems: list[Problem] = []
+    for part in parts:
+        problems += part.problems
+        for picture in part.pictures:
+            if picture.image in pictures:
+                first = pictures[picture.image].split or "another"
+                message = f"the picture is in the {first} part already; the row of {picture.split} is left out"
+                problems.append(Problem(picture.image, message))
+            else:
+                pictures[picture.image] = picture
+    return Dataset(parts[0].name, parts[0].scales, tuple(pictures.values()), problems=tuple(problems))
+
+
+def _matlab(directory: Path) -> Table:
+    """The .mat files as a table: 100 prompts, of each 4 pictures by each of 6 generators, generator by generator."""
+    scores = {what: _mat(_find(directory, f"mosz{i}.mat"), "MOSz") for i, what in enumerate(_ASPECTS, 1)}
+    counts = {what: len(values) for what, values in scores.items()}
+    if len(set(counts.values())) != 1:
+        raise EvaluationError(f"{directory}: the mosz files have different numbers of pictures: {counts}")
+    count = counts[_ASPECTS[0]]
+    prompts = read_table(_find(directory, "AIGCIQA2023_Prompts.xlsx"), header=False)
+    per_generator = len(prompts.rows) * 4
+    if not per_generator or count % per_generator or "3" not in prompts.columns:
+        raise EvaluationError(
+            f"{prompts.path} has {len(prompts.rows)} rows of {len(prompts.columns)} columns, which do not fit {count} "
+            "pictures: expected a row for each prompt (the third column), of which there are 4 pictures a generator"
         )
-    return found.dataset()
+    rows = []
+    for index in range(count):
+        cells = {"name": f"{index}.png", "prompt": prompts.rows[index % per_generator // 4].cells["3"]}
+        cells |= {f"{what}_mos": repr(values[index]) for what, values in scores.items()}
+        rows.append(Row(f"picture {index}", cells))
+    return Table(directory, tuple(rows[0].cells), tuple(rows))
 
 
-def table_of_ones_own(labels: Path, columns: Columns) -> Dataset:
-    """Any CSV or Excel table: ``image`` and one column a rating; ``--column WHAT=COLUMN`` says which is which.
+def _mat(path: Path, key: str) -> list[float]:
+    import scipy.io
 
-    WHAT is image, prompt, split, a rating's name (for instance quality), or spread.NAME of that rating. Columns that
-    are not named become groups. A scale is given as scale.NAME=MINIMUM..MAXIMUM, and else taken from the values.
-    """
-    table = read_table(labels)
-    chosen = choose(table, columns)
-    special = ("image", "prompt", "split", "rating")
-    ratings = {what: column for what, column in columns.items() if what not in special and "." not in what}
-    if "rating" in columns or not ratings:
-        ratings["mos"] = chosen["rating"]
-    spreads = {what.partition(".")[2]: column for what, column in columns.items() if what.startswith("spread.")}
-    unknown = [name for name in spreads if name not in ratings]
-    if unknown:
-        raise EvaluationError(f"spread.{unknown[0]} is of no rating; there is {', '.join(ratings)}")
-    table.need(*ratings.values(), *spreads.values())
-    prompt, split = (
-        first(table, columns, "prompt", ("prompt", "caption")),
-        first(table, columns, "split", ("split", "set")),
-    )
-    taken = {chosen["image"], prompt, split, *ratings.values(), *spreads.values()}
-    found = Collector(labels.stem, {name: sniffed(table, column, columns, name) for name, column in ratings.items()})
-    for row in table.rows:
-        found.picture(
-            row.place,
-            row.cells[chosen["image"]],
-            {name: row.cells[column] for name, column in ratings.items()},
-            prompt=row.cells[prompt] if prompt else "",
-            spread={name: row.cells[column] for name, column in spreads.items()},
-            groups={name: row.cells[name] for name in table.columns if name not in taken},
-            split=split_of(row, split) if split else "",
-        )
-    return found.dataset()
+    try:
+        found = scipy.io.loadmat(path, variable_names=[key])
+    except (ValueError, OSError, NotImplementedError, TypeError) as error:
+        raise EvaluationError(f"{path} is not a MATLAB file of version 5 to 7: {error}") from error
+    if key not in found:
+        raise EvaluationError(f"{path} has no array {key!r}")
+    return [float(value) for value in found[key].ravel()]
 
 
-def _one_rating(name: str, labels: Path, columns: Columns, scale: Scale, rating: str) -> Dataset:
-    table = read_table(labels)
-    chosen = choose(table, columns)
-    prompt = first(table, columns, "prompt", ("prompt",))
-    found = Collector(name, {rating: scale})
-    for row in table.rows:
-        words = row.cells[prompt] if prompt else ""
-        found.picture(row.place, row.cells[chosen["image"]], {rating: row.cells[chosen["rating"]]}, prompt=words)
-    return found.dataset()
-
-
-def _in(labels: Path, name: str) -> Path:
-    return labels / name if labels.is_dir() else labels
+def _find(directory: Path, name: str) -> Path:
+    found = sorted(directory.rglob(name))
+    if not found:
+        raise EvaluationError(f"{directory} has no {name}; expected the directory of AIGCIQA2023 with DATA/MOS in it")
+    return found[0]
