@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -100,7 +101,7 @@ class Policies:
         for policy in self:
             about = (policy.model or default_model) == manifest.name
             if about and policy.model_version in ("", manifest.version) and (problem := lacking(policy, manifest)):
-                return problem
+                return f"{problem}; mend the policy, or pin its model_version to one that has it"
         return ""
 
     def _known(self) -> str:
@@ -133,10 +134,12 @@ class Moderation:
         """
         chosen = self.policies.get(policy, version)
         query, failures = self._asked(chosen, query)
+        seconds = self.service.settings.limits.timeout_seconds if timeout is None else timeout
+        until = asyncio.get_running_loop().time() + seconds
         try:
-            result: types.ScoreResult | None = await self.service.score(query, timeout, operation="moderate")
+            result: types.ScoreResult | None = await self._score(query, until)
         except (FeaturesMissing, Internal) as error:
-            result, failed = await self._each(query, error, timeout)
+            result, failed = await self._each(query, error, until)
             failures |= failed
         verdict = decide(chosen, result, failures)
         self.service.metrics.decisions.labels(chosen.name, verdict.decision).inc()
@@ -186,8 +189,12 @@ class Moderation:
         dimensions = tuple(name for name in policy.dimensions if name not in failures)
         return replace(query, target=Target(policy.model, policy.model_version, dimensions)), failures
 
+    async def _score(self, query: Query, until: float) -> types.ScoreResult:
+        left = max(0.0, until - asyncio.get_running_loop().time())
+        return await self.service.score(query, left, operation="moderate")
+
     async def _each(
-        self, query: Query, error: FeaturesMissing | Internal, timeout: float | None
+        self, query: Query, error: FeaturesMissing | Internal, until: float
     ) -> tuple[types.ScoreResult | None, dict[str, str]]:
         """What can be scored if the dimensions are asked for one by one, and why the others cannot."""
         names = query.target.dimensions
@@ -198,7 +205,7 @@ class Moderation:
         for name in names:
             one = replace(query, target=replace(query.target, dimensions=(name,)))
             try:
-                found.append(await self.service.score(one, timeout, operation="moderate"))
+                found.append(await self._score(one, until))
             except (FeaturesMissing, Internal) as reason:
                 failures[name] = reason.message
         return _together(found), failures

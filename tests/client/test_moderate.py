@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import critiq
-from critiq import types, wire
+from critiq import types, wire_verdicts
 from critiq.cli import main
 from critiq.v1 import scoring_pb2
 from critiq_server.app import App
@@ -154,15 +154,15 @@ policies = st.builds(
 @settings(deadline=None)
 @given(verdicts)
 def test_verdicts_survive_the_wire(verdict: types.Verdict) -> None:
-    data = wire.verdict_to_proto(verdict).SerializeToString()
-    assert wire.verdict_from_proto(scoring_pb2.Verdict.FromString(data)) == verdict
+    data = wire_verdicts.verdict_to_proto(verdict).SerializeToString()
+    assert wire_verdicts.verdict_from_proto(scoring_pb2.Verdict.FromString(data)) == verdict
 
 
 @settings(deadline=None)
 @given(policies)
 def test_policies_survive_the_wire(policy: types.PolicyInfo) -> None:
-    data = wire.policy_to_proto(policy).SerializeToString()
-    assert wire.policy_from_proto(scoring_pb2.Policy.FromString(data)) == policy
+    data = wire_verdicts.policy_to_proto(policy).SerializeToString()
+    assert wire_verdicts.policy_from_proto(scoring_pb2.Policy.FromString(data)) == policy
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from google.protobuf.message import Message
 
-from critiq import types, wire
+from critiq import types, wire, wire_verdicts
 from critiq.errors import CritiqError, InvalidArgument, TooLarge
 from critiq.images import MAX_MESSAGE_BYTES, ImageInput, split_pictures, to_image
 from critiq.v1 import models_pb2, scoring_pb2
@@ -166,7 +166,7 @@ def moderate(
         "/v1/moderate",
         request,
         scoring_pb2.ModerateResponse,
-        lambda response: wire.verdict_from_proto(response.verdict),
+        lambda response: wire_verdicts.verdict_from_proto(response.verdict),
     )
 
 
@@ -177,7 +177,7 @@ def policies() -> Call[list[types.PolicyInfo]]:
         "/v1/policies",
         scoring_pb2.PoliciesRequest(),
         scoring_pb2.PoliciesResponse,
-        lambda response: [wire.policy_from_proto(policy) for policy in response.policies],
+        lambda response: [wire_verdicts.policy_from_proto(policy) for policy in response.policies],
         body=False,
     )
 

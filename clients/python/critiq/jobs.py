@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard, cast, get_args
 
-from critiq import wire
+from critiq import wire, wire_verdicts
 from critiq.errors import CritiqError
 from critiq.types import ItemResult, ScoreResult, Verdict
 from critiq.v1 import jobs_pb2
@@ -126,7 +126,7 @@ def result_to_proto(result: JobResult) -> jobs_pb2.JobResult:
     if result.result is not None:
         return jobs_pb2.JobResult(id=result.id, response=wire.result_to_proto(result.result))
     if result.verdict is not None:
-        return jobs_pb2.JobResult(id=result.id, verdict=wire.verdict_to_proto(result.verdict))
+        return jobs_pb2.JobResult(id=result.id, verdict=wire_verdicts.verdict_to_proto(result.verdict))
     item = wire.item_to_proto(ItemResult(result.id, error=result.error))
     return jobs_pb2.JobResult(id=result.id, error=item.error)
 
@@ -135,7 +135,7 @@ def result_from_proto(message: jobs_pb2.JobResult) -> JobResult:
     if message.WhichOneof("outcome") == "response":
         return JobResult(message.id, result=wire.result_from_proto(message.response))
     if message.WhichOneof("outcome") == "verdict":
-        return JobResult(message.id, verdict=wire.verdict_from_proto(message.verdict))
+        return JobResult(message.id, verdict=wire_verdicts.verdict_from_proto(message.verdict))
     return JobResult(message.id, error=wire.error_from_proto(message.error))
 
 

@@ -17,8 +17,6 @@ _SCOPE = {"absolute": 1, "within_prompt": 2}
 _PREFERENCE = {"first": 1, "second": 2, "tie": 3}
 _STATE = {name: number for number, name in enumerate(get_args(types.State), start=1)}
 _PRIORITY = {"interactive": 1, "bulk": 2}
-_DECISION = {name: number for number, name in enumerate(get_args(types.Decision), start=1)}
-_REASON_KIND = {name: number for number, name in enumerate(get_args(types.ReasonKind), start=1)}
 _SCALE = {name: number for number, name in enumerate(get_args(types.Scale), start=1)}
 
 
@@ -268,97 +266,6 @@ def prefetch_to_proto(result: types.PrefetchResult) -> scoring_pb2.PrefetchRespo
 
 def prefetch_from_proto(message: scoring_pb2.PrefetchResponse) -> types.PrefetchResult:
     return types.PrefetchResult(message.accepted, tuple(item_from_proto(item) for item in message.refused))
-
-
-def reason_to_proto(reason: types.Reason) -> scoring_pb2.Reason:
-    return scoring_pb2.Reason(
-        rule=reason.rule,
-        decision=cast(Any, _DECISION[reason.decision]),
-        code=reason.code,
-        message=reason.message,
-        kind=cast(Any, _REASON_KIND[reason.kind]),
-        dimension=reason.dimension,
-        scale=cast(Any, 0 if reason.scale is None else _SCALE[reason.scale]),
-        value=reason.value,
-        threshold=reason.threshold,
-        upper=reason.upper,
-        flag=reason.flag or "",
-    )
-
-
-def reason_from_proto(message: scoring_pb2.Reason) -> types.Reason:
-    return types.Reason(
-        rule=message.rule,
-        decision=_decision(message.decision),
-        code=message.code,
-        message=message.message,
-        kind=_name(_REASON_KIND, message.kind),
-        dimension=message.dimension,
-        scale=_name(_SCALE, message.scale) if message.scale else None,
-        value=message.value if message.HasField("value") else None,
-        threshold=message.threshold if message.HasField("threshold") else None,
-        upper=message.upper if message.HasField("upper") else None,
-        flag=cast(Any, message.flag or None),
-    )
-
-
-def verdict_to_proto(verdict: types.Verdict) -> scoring_pb2.Verdict:
-    return scoring_pb2.Verdict(
-        decision=cast(Any, _DECISION[verdict.decision]),
-        reasons=[reason_to_proto(reason) for reason in verdict.reasons],
-        policy=verdict.policy,
-        policy_version=verdict.policy_version,
-        scores=[score_to_proto(score) for score in verdict.scores],
-        image=image_report_to_proto(verdict.image) if verdict.image is not None else None,
-        prompt=prompt_report_to_proto(verdict.prompt),
-    )
-
-
-def verdict_from_proto(message: scoring_pb2.Verdict) -> types.Verdict:
-    return types.Verdict(
-        decision=_decision(message.decision),
-        reasons=tuple(reason_from_proto(reason) for reason in message.reasons),
-        policy=message.policy,
-        policy_version=message.policy_version,
-        scores=tuple(score_from_proto(score) for score in message.scores),
-        image=image_report_from_proto(message.image) if message.HasField("image") else None,
-        prompt=prompt_report_from_proto(message.prompt) if message.HasField("prompt") else None,
-    )
-
-
-def _decision(number: int) -> types.Decision:
-    """A decision that this client does not know yet must not pass for an acceptance: somebody should look."""
-    return cast(types.Decision, next((name for name, value in _DECISION.items() if value == number), "review"))
-
-
-def policy_to_proto(policy: types.PolicyInfo) -> scoring_pb2.Policy:
-    return scoring_pb2.Policy(
-        name=policy.name,
-        version=policy.version,
-        description=policy.description,
-        model=policy.model,
-        model_version=policy.model_version,
-        dimensions=policy.dimensions,
-        rules=policy.rules,
-        default=cast(Any, _DECISION[policy.default]),
-        missing=cast(Any, _DECISION[policy.missing]),
-        is_default=policy.is_default,
-    )
-
-
-def policy_from_proto(message: scoring_pb2.Policy) -> types.PolicyInfo:
-    return types.PolicyInfo(
-        name=message.name,
-        version=message.version,
-        description=message.description,
-        model=message.model,
-        model_version=message.model_version,
-        dimensions=tuple(message.dimensions),
-        rules=tuple(message.rules),
-        default=_decision(message.default),
-        missing=_decision(message.missing),
-        is_default=message.is_default,
-    )
 
 
 def dimension_to_proto(dimension: types.Dimension) -> models_pb2.Dimension:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 from google.protobuf.message import Message
 
-from critiq import types, wire
+from critiq import types, wire_verdicts
 from critiq.v1 import scoring_pb2
 from critiq_server.api import bodies, schemas, translate
 from critiq_server.api.answers import answer, operation
@@ -42,8 +42,8 @@ async def policies(moderation: Moderation, request: scoring_pb2.PoliciesRequest,
 
 
 def _response(verdict: types.Verdict) -> scoring_pb2.ModerateResponse:
-    return scoring_pb2.ModerateResponse(verdict=wire.verdict_to_proto(verdict))
+    return scoring_pb2.ModerateResponse(verdict=wire_verdicts.verdict_to_proto(verdict))
 
 
 def _policies(policies: list[types.PolicyInfo]) -> scoring_pb2.PoliciesResponse:
-    return scoring_pb2.PoliciesResponse(policies=[wire.policy_to_proto(policy) for policy in policies])
+    return scoring_pb2.PoliciesResponse(policies=[wire_verdicts.policy_to_proto(policy) for policy in policies])

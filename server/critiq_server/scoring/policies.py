@@ -196,12 +196,16 @@ def decide(policy: Policy, result: ScoreResult | None, failures: Mapping[str, st
         failures: why a dimension has no score, where that is known.
 
     Returns:
-        The most severe decision of the rules that hold, of ``policy.missing`` for every score that is not there, or
-        else ``policy.default``; with a reason for each condition that held, the most severe first.
+        The most severe decision of the rules that hold, of ``policy.missing`` for every score (or report that could set
+        a flag) that is not there, or else ``policy.default``; with a reason for each condition that held, the most
+        severe first.
     """
     scores = {score.dimension: score for score in result.scores} if result is not None else {}
     flags = _flags(result)
     reasons = [*_missing(policy, scores, failures)]
+    if result is None and policy.flags:
+        told = f"nothing was scored, so there are no reports that could set {', '.join(policy.flags)}"
+        reasons.append(Reason("", policy.missing, "score_missing", told, "missing"))
     for rule in policy.rules:
         held = [reason for part in rule.singles for reason in _held(rule, part, scores, flags)]
         if len(held) == len(rule.singles) or (held and isinstance(rule.when, AnyOf)):

@@ -15,7 +15,7 @@ import pytest_asyncio
 from google.protobuf.message import Message
 from PIL import Image
 
-from critiq import wire
+from critiq import wire_verdicts
 from critiq.v1 import scoring_pb2
 from critiq_server.app import StartError
 from tests.server.api.conftest import Server
@@ -102,7 +102,9 @@ async def moderate(server: Server, face: str, message: Any) -> dict[str, Any] | 
 
 
 def _verdict(data: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = plain(wire.verdict_from_proto(scoring_pb2.ModerateResponse.FromString(data).verdict))
+    found: dict[str, Any] = plain(
+        wire_verdicts.verdict_from_proto(scoring_pb2.ModerateResponse.FromString(data).verdict)
+    )
     return found
 
 
@@ -255,7 +257,9 @@ async def test_the_deadline_holds(server: Server) -> None:
 async def test_policies_are_listed_alike_over_both_faces(server: Server) -> None:
     data = await server.ports.grpc("/critiq.v1.Scoring/Policies", b"")
     assert isinstance(data, bytes)
-    over_grpc = [plain(wire.policy_from_proto(one)) for one in scoring_pb2.PoliciesResponse.FromString(data).policies]
+    over_grpc = [
+        plain(wire_verdicts.policy_from_proto(one)) for one in scoring_pb2.PoliciesResponse.FromString(data).policies
+    ]
     over_rest = (await server.ports.http.get("/v1/policies")).json()["policies"]
     assert over_grpc == over_rest
     assert [(one["name"], one["version"], one["is_default"]) for one in over_rest] == [
@@ -404,4 +408,4 @@ async def test_an_unknown_decision_of_a_later_server_is_no_acceptance() -> None:
     message: Message = scoring_pb2.Verdict(policy="p")
     message.ParseFromString(message.SerializeToString() + bytes([0x08, 0x2A]))  # decision: 42
     assert isinstance(message, scoring_pb2.Verdict)
-    assert wire.verdict_from_proto(message).decision == "review"
+    assert wire_verdicts.verdict_from_proto(message).decision == "review"

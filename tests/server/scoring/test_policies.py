@@ -205,6 +205,13 @@ def test_every_flag_can_be_asked_for(flag: str) -> None:
     assert made.dimensions == ()
 
 
+def test_without_any_report_a_flag_is_not_known_to_be_unset() -> None:
+    made = policy({"when": {"flag": "resized"}, "decision": "review"}, missing="reject")
+    (reason,) = decide(made, None).reasons
+    assert (reason.decision, reason.kind, reason.dimension) == ("reject", "missing", "")
+    assert "resized" in reason.message
+
+
 def test_values_next_to_a_threshold() -> None:
     made = policy(below(0.3))
     for value, decision in ((0.3, "accept"), (math.nextafter(0.3, 0), "reject"), (math.nextafter(0.3, 1), "accept")):
