@@ -29,8 +29,7 @@ FIELD = "callback.url"
 _AT_ONCE, _AT_ONCE_A_HOST = 32, 4
 """Tries under way; one slow receiver does not hold up the others."""
 _LONGEST_SLEEP = 60.0
-_ANSWER_BYTES = 2**16
-"""A receiver's answer is read so far, and not looked at."""
+_AFTER_A_FAULT = 60.0
 
 
 def message(job: Job, settings: CallbackSettings) -> bytes:
@@ -123,7 +122,7 @@ class Callbacks:
         except Exception as error:
             outcome = "failed"
             internal("callback", error)
-            await self._put_off(delivery, "the server failed", None)
+            await asyncio.sleep(_AFTER_A_FAULT)  # it is still due: not at once again
         self._on_try(outcome)
         logger.info("callback", message=delivery.message, outcome=outcome, attempt=delivery.attempts + 1)
 
@@ -149,7 +148,7 @@ class Callbacks:
             "POST",
             address,
             seconds=self._settings.timeout_seconds,
-            max_bytes=_ANSWER_BYTES,
+            max_bytes=None,
             field=FIELD,
             headers={
                 "Content-Type": "application/json",

@@ -109,13 +109,14 @@ class Jobs:
         self._check_items(items)
         if len(key) > _LONGEST_KEY:
             raise InvalidArgument(f"{len(key)} characters, the limit is {_LONGEST_KEY}", field="idempotency_key")
+        asked = (policy, policy_version)
         if policy or policy_version:
             chosen = self._moderation.policies.get(policy, policy_version)
             policy, policy_version = chosen.name, chosen.version
             _check_no_target(items)
         if callback:
             self._check_callback(callback)
-        new = NewJob([stored(item) for item in items], policy, policy_version, callback, key)
+        new = NewJob([stored(item) for item in items], policy, policy_version, asked, callback, key)
         if new.size > self._settings.max_bytes:
             raise TooLarge(
                 f"the job has {new.size:,} bytes, the limit is {self._settings.max_bytes:,}; send several",

@@ -40,6 +40,8 @@ class NewJob:
     items: Sequence[StoredItem]
     policy: str = ""
     policy_version: str = ""
+    asked_policy: tuple[str, str] = ("", "")
+    """Name and version as the caller gave them: what they stand for may change until the caller asks again."""
     callback: str = ""
     key: str = ""
 
@@ -49,7 +51,7 @@ class NewJob:
 
     def digest(self) -> bytes:
         """What the job asks, in 32 bytes: two jobs of one idempotency key must agree in it."""
-        found = hashlib.sha256(orjson.dumps([self.policy, self.policy_version, self.callback]))
+        found = hashlib.sha256(orjson.dumps([*self.asked_policy, self.callback]))
         for item in self.items:
             for part in (item.id.encode(), item.asked, item.data, item.result or b""):
                 found.update(len(part).to_bytes(8, "big") + part)

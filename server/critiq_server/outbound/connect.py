@@ -62,12 +62,14 @@ class Outbound:
         address: Address,
         *,
         seconds: float,
-        max_bytes: int,
+        max_bytes: int | None,
         field: str,
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
     ) -> Answer:
         """Sends a request and reads its answer, all of it within ``seconds``. Redirects come back as they are.
+
+        ``max_bytes``: of the answer's body; ``None``: the body is not read.
 
         Raises:
             InvalidArgument: there is no such host, or its certificate is not to be trusted.
@@ -105,7 +107,7 @@ class Outbound:
         ips: list[str],
         headers: Mapping[str, str],
         content: bytes | None,
-        max_bytes: int,
+        max_bytes: int | None,
         field: str,
     ) -> Answer:
         # A client each: connections are pooled by address, and one address may have several names.
@@ -148,9 +150,9 @@ class Outbound:
         return ssl.create_default_context(cafile=self._rules.ca_file)
 
 
-async def _read(response: httpx.Response, host: str, max_bytes: int, field: str) -> Answer:
+async def _read(response: httpx.Response, host: str, max_bytes: int | None, field: str) -> Answer:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    if not response.is_success:
+    if not response.is_success or max_bytes is None:
         return Answer(response.status_code, headers, b"")
     declared = headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:

@@ -102,7 +102,12 @@ async def test_while_secrets_change_either_verifies(bundles: Path, tmp_path: Pat
 
 async def test_again_until_it_is_taken(bundles: Path, tmp_path: Path) -> None:
     async with receiving() as receiver:
-        receiver.replies = [answer(500), answer(302, Location="http://localhost/"), b"nonsense", answer(200, b"thanks")]
+        receiver.replies = [
+            answer(500),
+            answer(302, Location="http://localhost/"),
+            b"nonsense",
+            answer(200, bytes(10**6)),
+        ]
         async with serving(bundles, tmp_path, receiver.settings()) as (_, client):
             callback = await settled(client, await submitted(client, receiver))
         assert (callback.state, callback.attempts, callback.last_error) == ("delivered", 4, "")

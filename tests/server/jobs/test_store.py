@@ -122,9 +122,10 @@ def test_room(store: JobStore) -> None:
 def test_a_key_is_one_job(store: JobStore) -> None:
     first = store.submit(new(key="k"), 1.0)
     assert store.submit(new(key="k"), 2.0) == first
-    for other in (new(2, key="k"), new(key="k", policy="p"), new(key="k", callback=URL)):
+    for other in (new(2, key="k"), new(key="k", asked_policy=("p", "")), new(key="k", callback=URL)):
         with pytest.raises(FailedPrecondition, match=first.id):
             store.submit(other, 2.0)
+    assert store.submit(new(key="k", policy="p", policy_version="2"), 2.0) == first  # what a default stood for
     assert store.submit(new(), 2.0).id != store.submit(new(), 2.0).id
 
 
