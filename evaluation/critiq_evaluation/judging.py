@@ -180,7 +180,9 @@ def judge(
         failures = next((entry.failures for entry in preferences if entry.failures), {})
         why = next(iter(failures.values()), "the dataset is empty")
         raise EvaluationError(f"no picture of {dataset.name} was scored; the first error was: {why}")
-    return Evaluation(dataset, fit, tuple(comparisons), tuple(judged), tuple(_versus(comparisons, resamples, seed)))
+    return Evaluation(
+        dataset, fit, tuple(comparisons), tuple(judged), tuple(_versus(dataset, comparisons, resamples, seed))
+    )
 
 
 class _Judge:
@@ -204,6 +206,7 @@ class _Judge:
             for picture in dataset.pictures
             if pair.rating in picture.ratings
         }
+        self._contents = _contents(dataset)
         self._whole = self._row(Part("all", dataset.pictures), intervals=True)
 
     def compare(self, plans: Sequence[Plan]) -> Comparison:
@@ -248,7 +251,8 @@ class _Judge:
         row = Row(part.name, agreement, len(images) - len(scored))
         if not intervals or not self._resamples or agreement.srcc is None:
             return row
-        options: dict[str, Any] = {"resamples": self._resamples, "seed": self._seed}
+        contents = [self._contents[image] for image in scored]
+        options: dict[str, Any] = {"contents": contents, "resamples": self._resamples, "seed": self._seed}
         fitted = agreement.fit(x) if agreement.fit.state == "ok" else None
         return Row(
             part.name,
@@ -309,9 +313,18 @@ def _accuracy(pairs: Sequence[tuple[float, float]]) -> PairAccuracy:
     return pair_accuracy([better for better, _ in pairs], [worse for _, worse in pairs])
 
 
-def _versus(comparisons: Sequence[Comparison], resamples: int, seed: int) -> list[Versus]:
+def _contents(dataset: Dataset) -> dict[str, str]:
+    """What each picture shows: its reference, else its prompt, else itself."""
+    return {
+        picture.image: picture.groups.get("reference") or picture.prompt or picture.image
+        for picture in dataset.pictures
+    }
+
+
+def _versus(dataset: Dataset, comparisons: Sequence[Comparison], resamples: int, seed: int) -> list[Versus]:
     if not resamples:
         return []
+    contents = _contents(dataset)
     found = []
     for first, second in itertools.combinations(comparisons, 2):
         if first.pair.rating != second.pair.rating:
@@ -323,6 +336,7 @@ def _versus(comparisons: Sequence[Comparison], resamples: int, seed: int) -> lis
             [one[image].score for image in shared],
             [other[image].score for image in shared],
             [one[image].rating for image in shared],
+            contents=[contents[image] for image in shared],
             resamples=resamples,
             seed=seed,
         )

@@ -64,7 +64,10 @@ def test_two_models_are_compared_on_the_pictures_that_both_scored() -> None:
     assert found.comparisons[1].failures == {f"{i}.png": "the server said no" for i in range(100, 120)}
     versus = found.versus[0]
     assert versus.count == 100
-    assert versus.difference == compare_srcc(GOOD[:100], POOR[:100], TRUTH[:100], resamples=200)
+    assert versus.difference == compare_srcc(
+        GOOD[:100], POOR[:100], TRUTH[:100], contents=[one.prompt for one in ASKED[:100]], resamples=200
+    )
+    assert versus.difference.contents == 30
     assert versus.adjusted == versus.difference.p_value
 
 

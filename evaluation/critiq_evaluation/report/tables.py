@@ -262,8 +262,8 @@ def _versus(evaluation: Evaluation) -> Table:
         rows=tuple(rows),
         labels=3,
         notes=(
-            "In small print: 95 % bootstrap interval. p is of the permutation test in which each picture's two ranks "
-            "may change places; Holm's adjustment is for the number of comparisons.",
+            "In small print: 95 % bootstrap interval. p is of the permutation test in which the two models' ranks may "
+            "change places, content by content; Holm's adjustment is for the number of comparisons.",
             *notes,
         ),
     )

@@ -1,9 +1,12 @@
-"""Bootstrap confidence intervals: pictures are drawn again, with replacement, and the figure is computed anew."""
+"""Bootstrap confidence intervals: pictures are drawn again, with replacement, and the figure is computed anew.
+
+With ``contents``, the content of each picture, all pictures of a content are drawn together.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from critiq_evaluation.statistics.arrays import Floats, paired, rows_pearson, why_undefined
+from critiq_evaluation.statistics.contents import content_numbers, drawn
 
 RESAMPLES = 1000
 _BCA_PICTURES = 1500
@@ -21,35 +25,51 @@ _BATCH_VALUES = 2_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """From ``low`` to ``high`` at ``level`` (0.95: 95 %); ``method`` is SciPy's name for it."""
+    """From ``low`` to ``high`` at ``level`` (0.95: 95 %); ``method`` is SciPy's name for it.
+
+    ``contents``: of so many contents pictures were drawn together; 0: they were drawn one by one.
+    """
 
     low: float
     high: float
     level: float
     method: Literal["BCa", "percentile"]
     resamples: int
+    contents: int = 0
 
 
 def bootstrap_srcc(
-    scores: ArrayLike, ratings: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    scores: ArrayLike,
+    ratings: ArrayLike,
+    *,
+    contents: Sequence[str] | None = None,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval | None:
     """The interval of Spearman's correlation; ``None`` where that is not defined."""
 
     def srcc(x: Any, y: Any, axis: int = -1) -> Any:
         return rows_pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
 
-    return bootstrap(scores, ratings, srcc, level=level, resamples=resamples, seed=seed)
+    return bootstrap(scores, ratings, srcc, contents=contents, level=level, resamples=resamples, seed=seed)
 
 
 def bootstrap_plcc(
-    scores: ArrayLike, ratings: ArrayLike, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    scores: ArrayLike,
+    ratings: ArrayLike,
+    *,
+    contents: Sequence[str] | None = None,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval | None:
     """The interval of Pearson's correlation; for PLCC after a fit give fitted scores: the curve is then held fixed."""
 
     def plcc(x: Any, y: Any, axis: int = -1) -> Any:
         return rows_pearson(x, y)
 
-    return bootstrap(scores, ratings, plcc, level=level, resamples=resamples, seed=seed)
+    return bootstrap(scores, ratings, plcc, contents=contents, level=level, resamples=resamples, seed=seed)
 
 
 def bootstrap(
@@ -57,6 +77,7 @@ def bootstrap(
     ratings: ArrayLike,
     statistic: Callable[..., Any],
     *,
+    contents: Sequence[str] | None = None,
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -66,15 +87,25 @@ def bootstrap(
     Args:
         scores, ratings: ``[count]``; a picture's score and rating are drawn together.
         statistic: ``(x, y, axis)`` with arrays ``[..., count]`` to ``[...]``.
+        contents: what each picture shows, where several may show the same.
         seed: the same seed gives the same interval.
 
     Returns:
-        BCa (bias-corrected and accelerated: Efron 1987) for up to 1500 pictures, percentile beyond and where BCa is not
-        defined; ``None`` where the values are too few, constant or not finite.
+        BCa (bias-corrected and accelerated: Efron 1987) for up to 1500 pictures; percentile beyond, where BCa is not
+        defined, and for pictures drawn by content; ``None`` where the values are too few, constant or not finite.
+
+    Raises:
+        EvaluationError: the lengths differ.
     """
     x, y = paired(scores, ratings)
     if why_undefined(x, y):
         return None
+    numbers = content_numbers(contents, x.size)
+    if numbers is not None:
+        places = drawn(numbers, resamples, np.random.default_rng(seed))
+        found = [float(statistic(x[place], y[place], axis=-1)) for place in places]
+        low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+        return Interval(float(low), float(high), level, "percentile", resamples, int(numbers.max()) + 1)
     methods: tuple[Literal["BCa", "percentile"], ...] = (
         ("BCa", "percentile") if x.size <= _BCA_PICTURES else ("percentile",)
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from critiq_evaluation.errors import EvaluationError
 from critiq_evaluation.statistics import bootstrap_plcc, bootstrap_srcc, compare_srcc, holm
 
 
@@ -63,7 +64,7 @@ def test_a_better_model_is_told_from_a_lucky_one() -> None:
     assert found.difference is not None
     assert found.low is not None
     assert found.low > 0
-    assert found.p_value == pytest.approx(2 / 1001)
+    assert found.p_value == pytest.approx(1 / 1001)
     assert found.difference == pytest.approx(
         stats.spearmanr(good, truth).statistic - stats.spearmanr(poor, truth).statistic, abs=1e-9
     )
@@ -95,3 +96,51 @@ def test_holms_adjustment() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+def alike(seed: int, contents: int = 30, each: int = 10) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Pictures that resemble the others of their content in score and in rating, without any relation of the two."""
+    generator = np.random.default_rng(seed)
+    names = np.repeat(np.arange(contents), each)
+    x = generator.normal(size=contents)[names] + 0.3 * generator.normal(size=names.size)
+    y = generator.normal(size=contents)[names] + 0.3 * generator.normal(size=names.size)
+    return x, y, [f"prompt {name}" for name in names]
+
+
+def test_pictures_of_one_content_are_drawn_together() -> None:
+    covered = singly = 0
+    for seed in range(25):
+        x, y, contents = alike(seed)
+        together = bootstrap_srcc(x, y, contents=contents, resamples=100)
+        apart = bootstrap_srcc(x, y, resamples=100)
+        assert together is not None
+        assert apart is not None
+        assert together.contents == 30
+        covered += together.low <= 0 <= together.high
+        singly += apart.low <= 0 <= apart.high
+    assert covered >= 20
+    assert singly <= 17  # where it claims 24: what drawing by content is for
+
+
+def test_chance_is_told_from_difference_by_content_too() -> None:
+    alarms = singly = 0
+    for seed in range(25):
+        one, truth, contents = alike(seed)
+        other, _, _ = alike(seed + 1000)
+        found = compare_srcc(one, other, truth, contents=contents, resamples=100)
+        apart = compare_srcc(one, other, truth, resamples=100)
+        assert found.p_value is not None
+        assert apart.p_value is not None
+        alarms += found.p_value < 0.05
+        singly += apart.p_value < 0.05
+    assert alarms <= 5
+    assert singly >= 8
+
+
+def test_contents_that_say_nothing_change_nothing() -> None:
+    x, y = related(60, 1, 3)
+    plain = bootstrap_srcc(x, y)
+    assert bootstrap_srcc(x, y, contents=[str(i) for i in range(60)]) == plain
+    assert bootstrap_srcc(x, y, contents=["a prompt"] * 60) == plain
+    with pytest.raises(EvaluationError, match="1 contents for 60 pictures"):
+        bootstrap_srcc(x, y, contents=["a"])
