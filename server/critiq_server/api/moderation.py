@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 from google.protobuf.message import Message
+from starlette.routing import Route
 
 from critiq import types, wire_verdicts
 from critiq.v1 import scoring_pb2
@@ -24,6 +25,9 @@ def add_moderation(app: FastAPI, moderation: Moderation) -> None:
         query, policy, version = await bodies.moderate_query(request)
         verdict = await unless_gone(request, moderation.moderate(query, policy, version, bodies.timeout(request)))
         return answer(request, {"verdict": verdict}, lambda found: _response(found["verdict"]))
+
+    # Without FastAPI's layers, as /v1/score.
+    app.router.routes.insert(0, Route("/v1/moderate", moderate, methods=["POST"]))
 
     @app.get("/v1/policies", **operation(None, schemas.PoliciesJson, "Known policies"))
     async def policies(request: Request) -> Response:
