@@ -287,7 +287,8 @@ class Series:
                 if not values.count:
                     continue
                 if slot.known is None or slot.known[:2] != (yardstick, values.count):
-                    slot.known = (yardstick, values.count, values.count * yardstick.shares_of(values))
+                    # Of a copy: a sketch that was asked keeps all its values a second time, sorted.
+                    slot.known = (yardstick, values.count, values.count * yardstick.shares_of(values.copy()))
                 below += slot.known[2]
                 count += values.count
                 error += values.count * values.rank_error
@@ -315,7 +316,7 @@ class Series:
             return self._reference
         if against == "baseline" and self.frozen is not None and isinstance(self.baseline, Sketch):
             if self._yardstick is None:
-                self._yardstick = Yardstick.of_sketch(self.baseline)
+                self._yardstick = Yardstick.of_sketch(self.baseline.copy())
             return self._yardstick
         raise KeyError(against)
 
