@@ -17,6 +17,7 @@ from critiq_exporters.training.bundle import BundleScorer
 from critiq_exporters.training.degradations import FAMILIES, LEVELS, Kind, Pixels, degrade, names
 from critiq_exporters.training.degradations.pixelwise import encoded
 from critiq_exporters.training.golden import PROMPTS, drawings
+from critiq_exporters.training.reduced import precision_lines
 from critiq_exporters.training.sources import Source, held_out_sources, read, thinned
 
 VISUAL = "visual_quality"
@@ -37,6 +38,7 @@ def evaluate_bundle(bundle: Path, data: Path, *, limit: int | None = None, seed:
     yield from across_lines(scorer, spoilt, seed)
     clean = thinned(sources, limit or 120)
     yield from population_lines(scorer, clean)
+    yield from precision_lines(bundle, scorer, [read(item) for item in thinned(sources, 20)])
     if any(item.needs_prompt for item in scorer.manifest.dimensions):
         yield from (str(figure) for figure in alignment_figures(bundle, data, seed=seed, limit=limit))
 
