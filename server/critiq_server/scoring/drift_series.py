@@ -144,7 +144,7 @@ class Series:
     def look(self, now: float) -> State:
         """Judges the windows; returns the state, which is kept: it rises at once, and falls after a calm while."""
         found = self.judge(now)
-        if SEVERITY.index(found) >= SEVERITY.index(self.state):
+        if found == "learning" or SEVERITY.index(found) >= SEVERITY.index(self.state):
             self._calm = None
             self._enter(found, now)
         elif self._calm is None:
