@@ -7,6 +7,7 @@ rules does not matter; if none speaks, ``default`` holds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import date
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args
 
@@ -159,8 +160,10 @@ class Policy(_Part):
 
     @field_validator("version", mode="before")
     @classmethod
-    def _whole_numbers_are_versions(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    def _whole_numbers_and_days_are_versions(cls, value: Any) -> Any:
+        """What YAML makes of ``2`` and ``2026-11-21``, which it can be made back of."""
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return str(value) if whole or type(value) is date else value
 
     @model_validator(mode="after")
     def _rules_have_their_own_names(self) -> Policy:

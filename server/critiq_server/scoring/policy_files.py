@@ -6,6 +6,7 @@ import os
 import reprlib
 import tempfile
 from collections.abc import Hashable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def parse_policy(text: str, source: str = "policy") -> Policy:
     """The policy in YAML text; ``source`` names it in errors. Raises ``PolicyError``."""
     try:
         found = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
         raise PolicyError(f"{source}: this is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise PolicyError(f"{source}: a policy has fields such as name: and rules:, this is {_shown(found)}")
@@ -137,7 +138,7 @@ def _told(problem: Any) -> str:
         condition = str(problem["loc"][-1]).startswith("(")
         due = "{dimension: NAME, below: NUMBER} or {flag: NAME}" if condition else "{name: …, when: …, decision: …}"
         message = f"a {'condition' if condition else 'rule'} is due, such as {due}"
-    if problem["loc"] == ("version",) and isinstance(problem["input"], float):
+    if problem["loc"] == ("version",) and isinstance(problem["input"], float | datetime):
         message = "put the version into quotation marks"
     given = "" if problem["type"] == "value_error" else f" (got {_shown(problem['input'])})"
     return f"{message[:1].lower()}{message[1:]}{given}"

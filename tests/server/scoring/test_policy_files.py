@@ -51,6 +51,15 @@ def test_what_is_written_is_read_back(
     assert parse_policy(policy_yaml(written)) == written
 
 
+@pytest.mark.parametrize(
+    ("written", "read"), [("7", "7"), ("2026-11-21", "2026-11-21"), ("'1.10'", "1.10"), ("v2", "v2")]
+)
+def test_versions(written: str, read: str) -> None:
+    made = parse_policy(TEXT.replace("version: 1", f"version: {written}"))
+    assert made.version == read
+    assert parse_policy(policy_yaml(made)) == made
+
+
 def test_a_written_file_keeps_its_comment_and_replaces_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "gate.yaml"
     path.write_text("an older one")
@@ -85,6 +94,8 @@ def test_a_written_file_keeps_its_comment_and_replaces_the_old_one(tmp_path: Pat
         ("when: {dimension: quality, below: 0.2}", "when: {any: []}", "rules[0] 'poor', when.any: tuple should have"),
         ("name: cut", "name: poor", "2 rules are called 'poor'"),
         ("version: 1", "version: 1.10", "version: put the version into quotation marks (got 1.1)"),
+        ("version: 1", "version: yes", "version: input should be a valid string (got True)"),
+        ("version: 1", "version: 2026-11-21 10:00:00", "version: put the version into quotation marks"),
         ("name: gate", "name: a/b", "name: string should match pattern"),
         ("default:", "defautl:", "defautl: there is no such field"),
         ("rules:", "rule:", "rules: this field is needed"),
@@ -97,7 +108,9 @@ def test_an_error_names_the_file_the_rule_and_the_value(old: str, new: str, told
     assert f"gate.yaml: {told}" in str(error.value) or ("twice" in told and told in str(error.value))
 
 
-@pytest.mark.parametrize("text", ["", "- 3", "a: [", "? [a]\n: 3", "name: &a [1]\nrules: *a", "rules: [5]", "\0"])
+@pytest.mark.parametrize(
+    "text", ["", "- 3", "a: [", "? [a]\n: 3", "name: &a [1]\nrules: *a", "rules: [5]", "\0", "name: 2026-99-99"]
+)
 def test_what_is_no_policy_is_refused(text: str) -> None:
     with pytest.raises(PolicyError, match=r"^gate\.yaml: "):
         parse_policy(text, "gate.yaml")
