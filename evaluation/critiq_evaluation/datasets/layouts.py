@@ -120,6 +120,11 @@ def number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def normal_path(image: str) -> str:
+    """A picture's path with forward slashes and without ``./``."""
+    return PurePosixPath(image.replace("\\", "/")).as_posix() if image else ""
+
+
 def why_bad_path(image: str) -> str:
     """Why a picture's path cannot be used; empty if it can."""
     if not image:
@@ -166,7 +171,7 @@ def _present(table: Table, columns: Mapping[str, str]) -> dict[str, str]:
 
 def _picture(row: Row, layout: Layout, columns: _Columns, split: str) -> tuple[RatedPicture | None, list[str]]:
     """The picture, ``None`` if the row is left out, and what is wrong with the row."""
-    image = row.cells[columns.image].replace("\\", "/")
+    image = normal_path(row.cells[columns.image])
     if wrong := why_bad_path(image):
         return None, [wrong]
     problems: list[str] = []

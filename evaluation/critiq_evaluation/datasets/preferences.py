@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from critiq_evaluation.datasets.layouts import number, why_bad_path
+from critiq_evaluation.datasets.layouts import normal_path, number, why_bad_path
 from critiq_evaluation.datasets.tables import read_objects, read_table
 from critiq_evaluation.datasets.types import Dataset, Preference, Problem
 from critiq_evaluation.errors import EvaluationError
@@ -105,7 +105,7 @@ def pick_a_pic(labels: Path, columns: Mapping[str, str] | None) -> Dataset:
     pairs = _Pairs("pick-a-pic", labels)
     pairs.problems += table.problems
     for row in table.rows:
-        images = [row.cells[column].replace("\\", "/") for column in (first, second)]
+        images = [normal_path(row.cells[column]) for column in (first, second)]
         images = [image + ending if image else "" for image in images]
         value = number(row.cells[label])
         if value is None or not 0 <= value <= 1:
@@ -130,7 +130,7 @@ def _add_ranking(
 def _strings(entry: dict[str, Any], names: Sequence[str]) -> list[str] | None:
     for found in _lists(entry, names):
         if all(isinstance(value, str) for value in found):
-            return [value.replace("\\", "/") for value in found]
+            return [normal_path(value) for value in found]
     return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from critiq_evaluation.datasets.layouts import Layout, number, to_dataset, with_columns
-from critiq_evaluation.datasets.tables import GBK, Row, Table, read_table
+from critiq_evaluation.datasets.tables import GBK, UTF8, Row, Table, read_table
 from critiq_evaluation.datasets.types import Dataset, Problem, RatedPicture, Scale
 from critiq_evaluation.errors import EvaluationError
 
@@ -104,7 +104,7 @@ def aigciqa2023_plus(labels: Path, columns: Columns) -> Dataset:
     split = _split_of(labels)
     return to_dataset(
         "aigciqa2023plus",
-        read_table(labels, encodings=GBK, header=not bare),
+        read_table(labels, encodings=GBK if bare else UTF8, header=not bare),
         with_columns(layout, columns),
         split,
     )
@@ -264,10 +264,11 @@ def _matlab(directory: Path) -> Table:
 
 def _mat(path: Path, key: str) -> list[float]:
     import scipy.io
+    from scipy.io.matlab import MatReadError
 
     try:
         found = scipy.io.loadmat(path, variable_names=[key])
-    except (ValueError, OSError, NotImplementedError, TypeError) as error:
+    except (MatReadError, ValueError, OSError, NotImplementedError, TypeError) as error:
         raise EvaluationError(f"{path} is not a MATLAB file of version 5 to 7: {error}") from error
     if key not in found:
         raise EvaluationError(f"{path} has no array {key!r}")

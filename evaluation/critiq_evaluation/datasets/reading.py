@@ -136,15 +136,18 @@ def check_pictures(dataset: Dataset, directory: Path) -> tuple[Problem, ...]:
     """The pictures that are not there, each once.
 
     Raises:
-        EvaluationError: ``directory`` is none.
+        EvaluationError: ``directory`` is none, or has none of the pictures.
     """
     if not directory.is_dir():
-        raise EvaluationError(f"{directory} is no directory of pictures")
+        raise EvaluationError(f"{directory} is not a directory of pictures")
     rated = (picture.image for picture in dataset.pictures)
     preferred = (image for pair in dataset.preferences for image in (pair.better, pair.worse))
-    missing = [name for name in dict.fromkeys((*rated, *preferred)) if not (directory / name).is_file()]
+    named = list(dict.fromkeys((*rated, *preferred)))
+    missing = [name for name in named if not (directory / name).is_file()]
     if not missing:
         return ()
+    if missing == named:
+        raise EvaluationError(f"{directory} holds none of the pictures of {dataset.name}, for instance {named[0]!r}")
     there = {path.name.lower(): path for path in directory.rglob("*") if path.is_file()}
     found = []
     for name in missing:

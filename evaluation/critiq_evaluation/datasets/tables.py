@@ -15,8 +15,8 @@ from critiq_evaluation.datasets.types import Problem
 from critiq_evaluation.errors import EvaluationError
 
 UTF8 = ("utf-8-sig",)
-GBK = ("utf-8-sig", "gb18030")
-"""For files whose authors saved them in GBK; GB 18030 contains it."""
+GBK = ("gb18030",)
+"""For files whose authors saved them in GBK, which GB 18030 contains; short texts of it can pass for UTF-8."""
 _SHOWN = 12
 
 
@@ -52,7 +52,7 @@ def read_table(path: Path, *, encodings: Sequence[str] = UTF8, header: bool = Tr
     """Reads a label file by the ending of its name: .xlsx, .json, .jsonl, .parquet; all others are CSV.
 
     Args:
-        encodings: of CSV and JSON, in the order in which they are tried.
+        encodings: of CSV and JSON, in the order in which they are tried; a byte-order mark decides.
         header: whether the first row has the names of the columns; else they are called 1, 2, 3, ...
 
     Raises:
@@ -93,6 +93,8 @@ def read_objects(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def _decode(path: Path, data: bytes, encodings: Sequence[str]) -> str:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encodings = ("utf-16",)
+    elif data[:3] == b"\xef\xbb\xbf":
+        encodings = UTF8
     for encoding in encodings:
         try:
             return data.decode(encoding)
