@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from critiq_server.app import App, StartError
 from critiq_server.settings import Settings, load_settings
 from tests.support.bundles import write_bundle
 from tests.support.gates import Gate
+from tests.support.https import Asked, answer, make_certificate, website
 from tests.support.requests import flat
 from tests.support.servers import make_settings, running
 from tests.support.waiting import until
@@ -39,7 +41,7 @@ OTHER = (
 )
 
 
-def settings(root: Path, **face: Any) -> Settings:
+def settings(root: Path, *, urls: dict[str, Any] | None = None, **face: Any) -> Settings:
     write_bundle(root)
     for name, text in (("gate", POLICY), ("other", OTHER)):
         (root / f"{name}.yaml").write_text(text)
@@ -48,7 +50,8 @@ def settings(root: Path, **face: Any) -> Settings:
         "default": "gate",
         "openai": {"enabled": True, **face},
     }
-    return make_settings(root, moderation=moderation, limits={"in_flight": 1, "batch_items": 1, "stream_window": 1})
+    limits = {"in_flight": 1, "batch_items": 1, "stream_window": 1}
+    return make_settings(root, moderation=moderation, limits=limits, urls=urls or {})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -122,7 +125,7 @@ async def test_raw_responses(client: openai.AsyncOpenAI) -> None:
     assert response.parse().results[0].flagged is False
 
 
-def damaged(url: str) -> Any:
+def at(url: str) -> Any:
     return [{"type": "image_url", "image_url": {"url": url}}]
 
 
@@ -136,11 +139,11 @@ def damaged(url: str) -> Any:
         (7, "valid array", "input"),
         ([{"type": "video"}], "'video'", "input[0]"),
         ([{"type": "image_url"}], "required", "input[0].image_url.image_url"),
-        (damaged("data:image/png;base64,!!"), "not base64", "input"),
-        (damaged("data:image/png,abc"), "data:image/png;base64", "input"),
-        (damaged("data:image/png;base64,aaaa"), "no picture in a known format", "input"),
-        (damaged("https://example.org/x.png"), "fetches no pictures by URL", "input"),
-        (damaged("file:///etc/passwd"), "fetches no pictures by URL", "input"),
+        (at("data:image/png;base64,!!"), "not base64", "input"),
+        (at("data:image/png,abc"), "data:image/png;base64", "input"),
+        (at("data:image/png;base64,aaaa"), "no picture in a known format", "input"),
+        (at("https://example.org/x.png"), "fetches no pictures by URL", "input"),
+        (at("file:///etc/passwd"), "fetches no pictures by URL", "input"),
         ([picture(1), text("a" * 9000)], "9,000 bytes", "input"),
     ],
 )
@@ -192,6 +195,33 @@ async def test_categories_and_severity_can_be_chosen(tmp_path: Path) -> None:
         (result,) = (await client.moderations.create(input=[text("a cat"), picture(110)])).results
     assert result.flagged
     assert result.to_dict()["categories"] == {"too_dark": True}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+async def test_a_picture_by_url_where_the_settings_name_its_host(tmp_path: Path) -> None:
+    async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(200, flat(51)) if asked.target == "/dark.png" else answer(404))
+        await writer.drain()
+
+    certificate = make_certificate(tmp_path / "tls", "localhost")
+    async with website(reply, certificate) as site:
+        urls = {
+            "hosts": ["localhost"],
+            "ports": [site.port],
+            "ca_file": certificate[1],
+            "allow_private_addresses": True,
+        }
+        configured = settings(tmp_path, urls=urls)
+        async with running(configured) as app, connect(app) as client:
+            (result,) = (await client.moderations.create(input=at(f"https://localhost:{site.port}/dark.png"))).results
+            assert result.flagged
+            for url, told in (
+                (f"https://localhost:{site.port}/none.png", "answers 404"),
+                ("http://localhost/x", "https"),
+            ):
+                with pytest.raises(openai.BadRequestError) as error:
+                    await client.moderations.create(input=at(url))
+                assert (error.value.param, told in error.value.message) == ("input", True)
 
 
 async def test_it_is_off_by_default(tmp_path: Path) -> None:
