@@ -48,7 +48,10 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Directory for the report; made if need be.")],
     labels: Annotated[Path | None, typer.Option(help="Label file or directory, where --dataset is a name.")] = None,
     column: Annotated[
-        list[str] | None, typer.Option("--column", help="WHAT=COLUMN of a label file of your own. May be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--column", help="WHAT=COLUMN (image, prompt, a rating, ...) of a table of your own. May be repeated."
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
