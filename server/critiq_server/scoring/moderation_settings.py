@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -45,3 +45,8 @@ class ModerationSettings(BaseModel):
     openai: OpenAiSettings = Field(
         default_factory=OpenAiSettings, description="POST /v1/moderations, as OpenAI's clients call it."
     )
+
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _one_path_will_do(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path) else value

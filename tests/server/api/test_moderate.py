@@ -379,7 +379,7 @@ async def test_a_server_without_policies(tmp_path: Path) -> None:
 async def test_several_policies_and_no_default(tmp_path: Path) -> None:
     write_bundle(tmp_path)
     policies = write_policies(tmp_path / "policies")
-    async with running(make_settings(tmp_path, moderation={"policies": [policies]})) as app, ports(app) as connected:
+    async with running(make_settings(tmp_path, moderation={"policies": str(policies)})) as app, ports(app) as connected:
         refused = await moderate(Server(app, connected), "json", request())
         assert isinstance(refused, Refusal)
         assert (refused.status, refused.field) == (400, "policy")
