@@ -113,6 +113,12 @@ def test_a_server_of_its_own(bundles: Path, labels: Path, images: Path, tmp_path
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["server"] == "a process of the command's own"
 
 
+def test_a_model_under_two_names_is_judged_once(url: str, labels: Path, images: Path, tmp_path: Path) -> None:
+    more = ["--server", url, "--model", "tiny", "--model", "tiny:1", "--resamples", "0"]
+    assert main(arguments(labels, images, tmp_path, *more)) == 0
+    assert len(json.loads((tmp_path / "results.json").read_text())["comparisons"]) == 1
+
+
 def test_pictures_without_a_score_are_in_the_report_and_in_the_exit_status(
     url: str, ratings: np.ndarray, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ import critiq
 from critiq.cli.options import DEFAULT_URL
 from critiq.cli.running import complain, run
 from critiq.errors import CritiqError, InvalidArgument, NotFound
+from critiq.types import Model
 from critiq_evaluation import protocols
 from critiq_evaluation.datasets.reading import READERS, check_pictures, read
 from critiq_evaluation.datasets.types import Dataset
@@ -91,7 +92,6 @@ def evaluate(
     """Score a human-rated dataset with served models and report how far they agree with people."""
 
     name = _fit(fit)
-    models = list(dict.fromkeys(model or [""]))
     kept = cache or out / "scores.jsonl"
     if bundles and not local:
         raise EvaluationError("--bundles is for --local; a server that runs has its own")
@@ -103,16 +103,18 @@ def evaluate(
     wanted = list(dict.fromkeys(protocol or ["all"]))
     plans = [protocols.plan(one, rated, options) for one in wanted] if rated.pictures else []
     out.mkdir(parents=True, exist_ok=True)
-    with local_server(models, bundles or []) if local else nullcontext(server) as url:
-        dimensions = _dimensions(url, timeout, models, rated, map_ or [])
+    with local_server(model or [], bundles or []) if local else nullcontext(server) as url:
+        models = _models(url, timeout, model or [""])
+        # A wrong --map, too, costs no time.
+        pairs = [pair for found in models for pair in pair_up(found, rated, map_ or [])]
         try:
             scores = score_dataset(
                 rated,
                 images,
-                models,
+                [f"{found.name}:{found.version}" for found in models],
                 server=url,
                 cache=kept,
-                dimensions=dimensions,
+                dimensions=list(dict.fromkeys(pair.dimension for pair in pairs)),
                 window=window,
                 timeout=timeout,
             )
@@ -129,7 +131,7 @@ def evaluate(
         "seed": str(seed),
         "resamples": str(resamples),
     }
-    about = About(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), version("critiq"), settings, note)
+    about = About(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), distribution_version("critiq"), settings, note)
     written = write_report(evaluation, about, images, out)
     complete = _summarise(evaluation)
     typer.echo(f"report: {written[0]}")
@@ -181,17 +183,11 @@ def _read(dataset: str, labels: Path | None, columns: Sequence[str]) -> Dataset:
     return read(dataset, labels, pairs or None)
 
 
-def _dimensions(url: str, timeout: float, models: Sequence[str], dataset: Dataset, mapping: Sequence[str]) -> list[str]:
-    """The dimensions that will be compared; asked before any picture is scored, so that a wrong --map costs no time."""
+def _models(url: str, timeout: float, names: Sequence[str]) -> list[Model]:
+    """The model versions that are meant, each once, whatever names it was given."""
     with critiq.Client(url, timeout=timeout) as client:
-        found = [client.model(*_split(name)) for name in models]
-    pairs = [pair for model in found for pair in pair_up(model, dataset, mapping)]
-    return list(dict.fromkeys(pair.dimension for pair in pairs))
-
-
-def _split(name: str) -> tuple[str, str]:
-    model, _, version_ = name.partition(":")
-    return model, version_
+        found = [client.model(name, version) for name, _, version in (entry.partition(":") for entry in names)]
+    return list({(entry.name, entry.version): entry for entry in found}.values())
 
 
 def _summarise(evaluation: Evaluation) -> bool:

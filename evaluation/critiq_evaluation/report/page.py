@@ -92,17 +92,22 @@ def _series(place: int) -> int:
 
 def _card(entry: Comparison, place: int) -> dict[str, Any]:
     row = entry.whole
-    detail = f"{row.agreement.count} pictures"
-    if row.srcc_interval is not None:
-        detail = f"95 %: {row.srcc_interval.low:.3f} to {row.srcc_interval.high:.3f} · {detail}"
     srcc = row.agreement.srcc
-    return {
+    card = {
         "series": _series(place),
         "title": entry.title,
         "figure": "not defined" if srcc is None else f"{srcc:.3f}",
         "meaning": f"SRCC with people's {entry.pair.rating}",
-        "detail": row.agreement.reason or detail,
+        "detail": row.agreement.reason or f"{row.agreement.count} pictures",
     }
+    if row.srcc_interval is not None:
+        limits = f"95 %: {row.srcc_interval.low:.3f} to {row.srcc_interval.high:.3f}"
+        card["detail"] = f"{limits} · {row.agreement.count} pictures"
+    if entry.within_prompt and entry.ranking is not None and entry.ranking.accuracy is not None:
+        card["figure"] = f"{entry.ranking.accuracy:.1%}"
+        card["meaning"] = f"of pairs of one prompt ordered as by people's {entry.pair.rating}"
+        card["detail"] = f"{entry.ranking.pairs} pairs of {entry.ranking.groups} prompts"
+    return card
 
 
 def _preference_card(entry: PreferenceResult, place: int) -> dict[str, Any]:

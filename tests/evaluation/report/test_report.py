@@ -150,6 +150,7 @@ def test_the_page_says_what_matters(page: Page, evaluation: Evaluation) -> None:
     assert EVIL in text
     assert "random.seed(20)" in text
     assert "Ratings are made up." in text
+    assert "100.0% of pairs of one prompt ordered as by people's quality" in text
 
 
 def test_programs_can_read_the_figures(report: Path, evaluation: Evaluation) -> None:
