@@ -54,6 +54,13 @@ def test_every_layout_of_preferences(name: str, url: str, tmp_path: Path) -> Non
     assert found["missing"] == 0
 
 
+def test_preferences_have_no_protocol(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = write_preferences("imagereward", tmp_path)
+    start = ["--dataset", written.name, "--labels", str(written.labels), "--images", str(written.images)]
+    assert main([*start, "--server", url, "--out", str(tmp_path / "out"), "--protocol", "official"]) == 2
+    assert "imagereward has no rated pictures; protocols need them" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "protocol", "parts"),
     [

@@ -90,7 +90,6 @@ def evaluate(
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the next answer.")] = 120.0,
 ) -> None:
     """Score a human-rated dataset with served models and report how far they agree with people."""
-
     name = _fit(fit)
     kept = cache or out / "scores.jsonl"
     if bundles and not local:
@@ -101,7 +100,7 @@ def evaluate(
     options = protocols.Options(repeats=repeats, seed=seed, images=images)
     # Before any picture is scored, so that a protocol that cannot be applied costs no time.
     wanted = list(dict.fromkeys(protocol or ["all"]))
-    plans = [protocols.plan(one, rated, options) for one in wanted] if rated.pictures else []
+    plans = [protocols.plan(one, rated, options) for one in wanted] if rated.pictures or protocol else []
     out.mkdir(parents=True, exist_ok=True)
     with local_server(model or [], bundles or []) if local else nullcontext(server) as url:
         models = _models(url, timeout, model or [""])
@@ -119,7 +118,8 @@ def evaluate(
                 timeout=timeout,
             )
         except CritiqError:
-            complain(_NAME, f"the scores so far are in {kept}; the same command goes on from there")
+            if kept.exists():
+                complain(_NAME, f"the scores so far are in {kept}; the same command goes on from there")
             raise
     evaluation = judge(rated, scores, plans, mapping=map_ or [], fit=name, resamples=resamples, seed=seed)
     settings = {
@@ -142,7 +142,6 @@ def evaluate(
 @_lists.command()
 def list_() -> None:
     """Print the datasets, protocols and fits that there are, as Markdown."""
-
     for what, rows in (
         ("dataset", [(name, reader.summary) for name, reader in READERS.items()]),
         ("protocol", [(name, protocol.summary) for name, protocol in protocols.PROTOCOLS.items()]),
@@ -198,7 +197,7 @@ def _summarise(evaluation: Evaluation) -> bool:
         complete = complete and not entry.whole.missing and found.fit.state == "ok"
         interval = entry.whole.srcc_interval
         limits = f" ({interval.low:.4f} to {interval.high:.4f})" if interval else ""
-        fitted = f"PLCC {number(found.plcc_fitted)} after {found.fit.name}"
+        fitted = f"PLCC {number(found.plcc_fitted)}" + ("" if found.fit.name == "none" else f" after {found.fit.name}")
         if found.fit.state == "failed":
             fitted = f"fit: failed: {found.fit.reason}"
         missing = f", {entry.whole.missing} without a score" if entry.whole.missing else ""
