@@ -99,7 +99,6 @@ async function run() {
   const list = pictures.list.slice();
   for (const picture of list) {
     if (!same || !picture.result) Object.assign(picture, { result: null, error: null });
-    if (!same) Object.assign(picture, { tiles: null, verdicts: null });
   }
   const due = list.filter((picture) => !picture.result);
   let done = 0;
@@ -186,7 +185,7 @@ function drawDetail(picture) {
   const node = byId("detail");
   if (node.dataset.key === key && node.childElementCount) return;
   node.dataset.key = key;
-  show(node, detail(picture, state.asked.model, state.asked), picture.result && verdicts.card(picture, state.asked));
+  show(node, detail(picture, state.asked.model), picture.result && verdicts.card(picture, state.asked));
 }
 
 function select(id) {

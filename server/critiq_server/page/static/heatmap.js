@@ -26,7 +26,7 @@ export function plan(width, height) {
  * Scores every tile; tells `onProgress(done, all)`. Returns {tiles, failed}: tiles are {x, y, scores} by pixel, scores a Map
  * from dimension to score. Raises ApiError if none could be scored.
  */
-export async function scoreTiles(bitmap, layout, asked, onProgress, signal, onWait) {
+export async function scoreTiles(bitmap, layout, asked, onProgress, onWait) {
   const places = layout.ys.flatMap((y) => layout.xs.map((x) => ({ x, y })));
   const tiles = [];
   let failed = 0;
@@ -44,7 +44,7 @@ export async function scoreTiles(bitmap, layout, asked, onProgress, signal, onWa
       }
       tiles.push({ ...part[at], scores: new Map(result.scores.map((score) => [score.dimension, score])) });
     };
-    await ask(blobs, { ...asked, priority: "bulk" }, { onItem, signal, onWait });
+    await ask(blobs, { ...asked, priority: "bulk" }, { onItem, onWait });
     onProgress(Math.min(from + step, places.length), places.length);
   }
   if (!tiles.length) throw problem;
@@ -64,14 +64,15 @@ function cut(bitmap, { x, y }, size) {
 
 /**
  * A dimension's map: each cell is the mean of the tiles over it, weighted towards their centres.
- * Returns {columns, rows, values, low, high, lowest, highest, unit}; cells without a tile are NaN.
+ * Returns {columns, rows, values, low, high, lowest, highest, lowerIsBetter}; cells without a tile are NaN.
  */
 export function localMap(layout, tiles, dimension) {
   const cell = layout.size / CELLS;
   const columns = Math.max(1, Math.round(layout.width / cell));
   const rows = Math.max(1, Math.round(layout.height / cell));
-  const entries = tiles.filter((tile) => tile.scores.has(dimension))
-    .map((tile) => ({ x: tile.x, y: tile.y, value: valueOf(tile.scores.get(dimension)) }));
+  const judged = tiles.filter((tile) => tile.scores.has(dimension));
+  const scores = judged.map((tile) => tile.scores.get(dimension));
+  const entries = judged.map(({ x, y }, at) => ({ x, y, value: share(scores[at]) ?? scores[at].raw }));
   const values = new Float64Array(columns * rows);
   for (let row = 0; row < rows; row += 1) {
     for (let column = 0; column < columns; column += 1) {
@@ -87,10 +88,10 @@ export function localMap(layout, tiles, dimension) {
       values[row * columns + column] = weights > 0 ? sum / weights : NaN;
     }
   }
-  return { columns, rows, values, ...extremes(values, columns, rows) };
+  const [score] = scores;
+  const lowerIsBetter = score !== undefined && share(score) === null && score.direction === "lower_is_better";
+  return { columns, rows, values, lowerIsBetter, ...extremes(values, columns, rows) };
 }
-
-const valueOf = (score) => share(score) ?? score.raw;
 
 function tent(offset, size) {
   const from = Math.abs(offset / size - 0.5);
@@ -137,7 +138,8 @@ export function paint(canvas, map) {
   const pixels = context.createImageData(map.columns, map.rows);
   map.values.forEach((value, at) => {
     if (Number.isNaN(value)) return;
-    pixels.data.set([...colour((value - from) / (to - from)), 255], 4 * at);
+    const along = (value - from) / (to - from);
+    pixels.data.set([...colour(map.lowerIsBetter ? 1 - along : along), 255], 4 * at);
   });
   context.putImageData(pixels, 0, 0);
 }

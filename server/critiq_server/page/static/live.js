@@ -100,7 +100,7 @@ export class Live {
     key([["first", "half"], ["second", "95 %"]]));
     show(scores, histograms(now.scores));
     keepScroll(stages, stageTable(now.stages));
-    keepScroll(outcomes, table("Calls and pictures by outcome", ["Operation", "Model", "Outcome", "Calls"],
+    keepScroll(outcomes, table("Calls by outcome", ["Operation", "Model", "Outcome", "Calls"],
       now.calls.map(({ operation, model, code, count }) => [operation, model, code, count.toLocaleString("en-GB")])));
   }
 }

@@ -5,8 +5,8 @@ import { distribution, gauge } from "./charts.js";
 import { share } from "./reference.js";
 import { heatPanel } from "./heatpanel.js";
 
-/** A picture's card and the cards of its scores. `model` describes the dimensions; `ask` is what was asked. */
-export function detail(picture, model, asked) {
+/** A picture's card and the cards of its scores. `model` describes the dimensions. */
+export function detail(picture, model) {
   const head = el("div", { class: "card-head" }, el("h2", { id: "detail-title", tabindex: "-1", class: "file-name" }, picture.name));
   if (picture.error) {
     return el("section", { class: "card failed", "aria-labelledby": "detail-title" }, head,
@@ -19,7 +19,7 @@ export function detail(picture, model, asked) {
   }
   const { scores, image, prompt } = picture.result;
   return el("div", { class: "detail" },
-    el("section", { class: "card picture", "aria-labelledby": "detail-title" }, head, heatPanel(picture, model, asked, facts(image, prompt))),
+    el("section", { class: "card picture", "aria-labelledby": "detail-title" }, head, heatPanel(picture, model, facts(image, prompt))),
     el("section", { class: "scores", "aria-label": "Scores" },
       scores.map((score) => scoreCard(score, model.dimensions.find((entry) => entry.name === score.dimension))),
       unasked(model, scores)));

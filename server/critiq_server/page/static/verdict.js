@@ -50,9 +50,8 @@ export class Verdicts {
       const data = form([picture.file], { prompt: asked.prompt });
       for (const [name, value] of Object.entries(fields)) data.append(name, value);
       try {
-        picture.verdicts.set(key, (await post("v1/moderate", data, { signal: asked.signal })).verdict);
+        picture.verdicts.set(key, (await post("v1/moderate", data)).verdict);
       } catch (error) {
-        if (error.name === "AbortError") return;
         show(outcome, el("p", { class: "notice bad" }, `No verdict: ${error.message}`));
         return;
       }
