@@ -7,8 +7,9 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import httpx
 
@@ -18,6 +19,8 @@ from critiq_server.outbound.urls import Address, UrlRules
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 """The addresses of (host, port), as text. Raises ``OSError`` if there are none."""
 
+_LOOKUPS = ThreadPoolExecutor(4, "critiq-lookup")
+"""Threads of their own: a slow name server holds up nobody else."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -167,8 +170,8 @@ async def _read(response: httpx.Response, host: str, max_bytes: int | None, fiel
 
 async def system_resolver(host: str, port: int) -> list[str]:
     """The addresses that the system's resolver gives, without repeats."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    found = await asyncio.get_running_loop().run_in_executor(_LOOKUPS, lookup)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
