@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from critiq import wire
 from critiq.errors import BY_HTTP_STATUS, CritiqError
 from critiq_server.api import bodies, schemas
+from critiq_server.api.forms import MESSAGE, other_bodies, query_of
 
 T = TypeVar("T")
 
@@ -22,17 +23,19 @@ REFERENCE = "#/components/schemas/{model}"
 def operation(body: type[Any] | None, answer: type[Any] | None, summary: str, *, files: bool = False) -> dict[str, Any]:
     """What FastAPI needs to document a route whose body it does not read itself."""
     errors = {
-        status: {"model": schemas.ErrorJson, "description": kind.__doc__ or ""}
+        status: {"model": schemas.ErrorJson, "description": kind.__doc__ or "", "content": MESSAGE}
         for status, kind in BY_HTTP_STATUS.items()
         if status in (400, 403, 404, 409, 413, 429, 500, 503, 504)
     }
-    responses: dict[int, Any] = {200: {"model": answer} if answer is not None else {}, **errors}
+    answered = {"content": MESSAGE} if answer is None else {"model": answer, "content": MESSAGE}
+    responses: dict[int, Any] = {200: answered, **errors}
     operation: dict[str, Any] = {"summary": summary, "responses": responses, "response_model": None}
     if body is not None:
         content: dict[str, Any] = {bodies.JSON: {"schema": {"$ref": REFERENCE.format(model=body.__name__)}}}
-        if files:
-            content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
+        content |= other_bodies(body.__name__, files=files)
         operation["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
+        if files:
+            operation["openapi_extra"]["parameters"] = query_of(body.__name__)
     return operation
 
 

@@ -81,10 +81,10 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
 
         return answer(request, {"results": results}, to_proto)
 
-    @app.post(
-        "/v1/score/stream",
-        **operation(schemas.BatchJson, schemas.ItemResultJson, "Score many, one JSON line each as soon as it is ready"),
-    )
+    lines = operation(schemas.BatchJson, None, "Score many, one JSON line each as soon as it is ready")
+    lines["responses"][200]["content"] = {"application/x-ndjson": {"schema": {"$ref": _ref(schemas.ItemResultJson)}}}
+
+    @app.post("/v1/score/stream", response_class=StreamingResponse, **lines)
     async def score_stream(request: Request) -> Response:
         items = await bodies.batch_items(request)
         answers = service.score_stream(_feed(items), bodies.timeout(request))
@@ -178,6 +178,10 @@ def _describe_bodies(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _ref(kind: type[Any]) -> str:
+    return REFERENCE.format(model=kind.__name__)
 
 
 async def _feed(items: list[Item]) -> AsyncIterator[Item]:
