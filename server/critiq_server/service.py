@@ -22,14 +22,14 @@ from critiq.errors import (
     TooBusy,
     TooLarge,
 )
+from critiq_server.answering import Answering
 from critiq_server.engine.admission import Admission
 from critiq_server.engine.demand import Call, Priority
-from critiq_server.engine.engine import Engine, Evaluation, ServedModel
-from critiq_server.engine.pictures import Darkroom, Picture
+from critiq_server.engine.engine import Engine
+from critiq_server.engine.pictures import Darkroom
 from critiq_server.features.records import Features
 from critiq_server.images.remote import RemotePictures
 from critiq_server.images.source import ImageSource, RemoteImage
-from critiq_server.images.views import resizes
 from critiq_server.prompts import normalise
 from critiq_server.queries import (
     Item,
@@ -37,17 +37,13 @@ from critiq_server.queries import (
     StageSignature,
     Target,
     check_unique,
-    dimensions_of,
     embedding_of,
     model_of,
     ranking_dimension,
     threshold_dimensions,
-    worth_fetching,
 )
 from critiq_server.registry import Registry
-from critiq_server.scoring.diversity import Embedding, checked
 from critiq_server.scoring.drift import DriftMonitor
-from critiq_server.scoring.judgement import Judgement
 from critiq_server.scoring.ranking import (
     EVERYTHING,
     Candidate,
@@ -87,20 +83,17 @@ class Service:
         self.admission = admission
         self.metrics = metrics
         self.drift = drift
-        self._engine = engine
-        self._darkroom = darkroom
-        self._remote = remote
+        self._answering = Answering(settings, registry, engine, darkroom, metrics, remote, drift)
         # prometheus_client looks labels up under a lock; their values are few.
         self._requests = cache(metrics.requests.labels)
         self._latency = cache(metrics.latency.labels)
         self._items = cache(metrics.items.labels)
-        self._scores = cache(metrics.scores.labels)
         self._fetching: set[asyncio.Future[None]] = set()
 
     async def score(self, query: Query, timeout: float | None = None, *, operation: str = "score") -> types.ScoreResult:
         """Scores one picture; in the metrics it is counted as ``operation``."""
         with self._observed(operation, query.target.model, pictures=1), self._admitted([query]):
-            return await self._within(timeout, query.priority, lambda call: self._score(query, call))
+            return await self._within(timeout, query.priority, lambda call: self._answering.score(query, call))
 
     async def score_batch(self, items: Sequence[Item], timeout: float | None = None) -> list[types.ItemResult]:
         """Scores many; answers stand in the order of ``items``, each with its own outcome.
@@ -159,7 +152,7 @@ class Service:
                 image if isinstance(image, CritiqError) else Query(image, prompt, wanted, priority) for image in images
             ]
             with self._admitted([query for query in queries if isinstance(query, Query)]):
-                work = partial(self._candidate, embedding)
+                work = partial(self._answering.candidate, embedding)
                 outcomes = await asyncio.gather(
                     *(self._outcome(f"image {at}", query, timeout, work) for at, query in enumerate(queries))
                 )
@@ -200,7 +193,7 @@ class Service:
             self._check_count("items", len(queries))
             self.stage(target.model, target.version, stage)
             with self._admitted([query for query in queries if isinstance(query, Query)]):
-                work = partial(self._features, stage)
+                work = partial(self._answering.features, stage)
                 outcomes = (self._outcome(f"item {at}", query, timeout, work) for at, query in enumerate(queries))
                 return list(await asyncio.gather(*outcomes))
 
@@ -227,7 +220,9 @@ class Service:
             refused: list[types.ItemResult] = []
             for item in items:
                 try:
-                    taken.append(self._checked(item.query))
+                    if isinstance(item.query, CritiqError):
+                        raise item.query
+                    taken.append(self._answering.check_prefetch(item.query))
                 except CritiqError as error:
                     refused.append(types.ItemResult(item.id, error=error))
             holding = ExitStack()
@@ -236,20 +231,6 @@ class Service:
             self._fetching.add(work)
             work.add_done_callback(self._fetching.discard)
         return types.PrefetchResult(len(taken), tuple(refused))
-
-    def _checked(self, query: Query | CritiqError) -> Query:
-        """``query`` with bulk priority; raises what can be said against it without decoding its picture."""
-        if isinstance(query, CritiqError):
-            raise query
-        if isinstance(query.image, RemoteImage):
-            self._remote.check(query.image.url)
-        else:
-            self._darkroom.picture(query.image)
-        prompt = normalise(query.prompt, self.settings.limits.prompt_bytes)
-        query = replace(query, prompt=prompt, priority=Priority.BULK)
-        with self.registry.lease(query.target.model, query.target.version) as served:
-            worth_fetching(served, query)
-        return query
 
     async def _fetch(self, queries: Sequence[Query], holding: ExitStack) -> None:
         """Computes the features of ``queries``; nobody waits, so failures are only counted."""
@@ -262,7 +243,7 @@ class Service:
             seconds = self.settings.limits.max_timeout_seconds
             call = Call(asyncio.get_running_loop().time() + seconds, query.priority)
             async with asyncio.timeout(seconds):
-                await self._compute_features(query, call)
+                await self._answering.prefetch(query, call)
         except CritiqError as error:
             code = error.code
         except TimeoutError:
@@ -274,18 +255,6 @@ class Service:
             code = internal("prefetch", error).code
         finally:
             self.metrics.prefetched.labels(self._label(query.target.model), code).inc()
-
-    async def _compute_features(self, query: Query, call: Call) -> None:
-        if isinstance(query.image, RemoteImage):
-            async with self._remote.fetched(query.image.url, bulk=query.priority is Priority.BULK) as image:
-                await self._compute_features(replace(query, image=image), call)
-            return
-        with self.registry.lease(query.target.model, query.target.version) as served:
-            picture = self._darkroom.picture(query.image)
-            wanted = worth_fetching(served, query)
-            evaluation = await self._engine.evaluate(served, wanted, picture, query.prompt, call)
-        for error in evaluation.unanswered.values():
-            raise error
 
     def models(self) -> list[types.Model]:
         """Every known model version."""
@@ -305,98 +274,8 @@ class Service:
         self._check_changes_allowed(name)
         await self.registry.unload(name, version)
 
-    async def _score(self, query: Query, call: Call) -> types.ScoreResult:
-        return (await self._evaluated(frozenset(), query, call))[0]
-
-    async def _candidate(
-        self, embedding: tuple[str, str] | None, query: Query, call: Call
-    ) -> tuple[types.ScoreResult, Embedding | None]:
-        """A picture's scores and its embedding (stage and output, if one is wanted), of one evaluation."""
-        if embedding is None:
-            return await self._score(query, call), None
-        stage, output = embedding
-        result, evaluation = await self._evaluated(frozenset([stage]), query, call)
-        if stage in evaluation.unanswered:
-            raise evaluation.unanswered[stage]
-        return result, checked(evaluation.values[stage][output], stage)
-
-    async def _evaluated(
-        self, further: frozenset[str], query: Query, call: Call
-    ) -> tuple[types.ScoreResult, Evaluation]:
-        """The scores, and what they are made of; the stages called ``further`` are evaluated beside them."""
-        if isinstance(query.image, RemoteImage):
-            async with self._remote.fetched(query.image.url, bulk=query.priority is Priority.BULK) as image:
-                return await self._evaluated(further, replace(query, image=image), call)
-        prompt = normalise(query.prompt, self.settings.limits.prompt_bytes)
-        with self.registry.lease(query.target.model, query.target.version) as served:
-            judgements = dimensions_of(served, query.target, prompt)
-            picture = self._darkroom.picture(query.image)
-            outputs = frozenset(judgement.dimension.stage for judgement in judgements)
-            evaluation = await self._engine.evaluate(served, outputs | further, picture, prompt, call)
-            unanswered = [entry for entry in judgements if entry.dimension.stage in evaluation.unanswered]
-            degraded = await self._degraded(served, unanswered, evaluation, picture, prompt, call)
-            scores = []
-            for judgement in judgements:
-                dimension = judgement.dimension
-                if dimension.name in degraded:
-                    scores.append(degraded[dimension.name])
-                    continue
-                raw = float(evaluation.values[dimension.stage][dimension.output].item())
-                scores.append(judgement.score(raw, from_store=dimension.stage in evaluation.from_store))
-            self._count_scores(scores)
-            report = picture.report
-            self.drift.observe(served.model.manifest, scores, report, len(query.image.data), len(prompt))
-            views = served.model.plan(outputs).views
-            if any(resizes(view, report.height, report.width) for view in views):
-                report = replace(report, resized=True)
-            return types.ScoreResult(tuple(scores), report, evaluation.prompt), evaluation
-
-    async def _degraded(
-        self,
-        served: ServedModel,
-        unanswered: Sequence[Judgement],
-        full: Evaluation,
-        picture: Picture,
-        prompt: str,
-        call: Call,
-    ) -> dict[str, types.Score]:
-        """What the fallback heads say in place of dimensions that lack an LMM's features.
-
-        Raises why the features are missing, if one of those dimensions has no fallback.
-        """
-        heads = {}
-        for judgement in unanswered:
-            fallback = judgement.dimension.fallback
-            if fallback is None:
-                raise full.unanswered[judgement.dimension.stage]
-            heads[judgement.dimension.name] = (judgement, fallback)
-        if not heads:
-            return {}
-        outputs = frozenset(fallback.stage for _, fallback in heads.values())
-        instead = await self._engine.evaluate(served, outputs, picture, prompt, call)
-        scores = {}
-        for name, (judgement, fallback) in heads.items():
-            raw = float(instead.values[fallback.stage][fallback.output].item())
-            reason = full.unanswered[judgement.dimension.stage].message
-            scores[name] = judgement.degraded(raw, reason, from_store=fallback.stage in instead.from_store)
-            self.metrics.degraded.labels(served.model.manifest.name, name).inc()
-        return scores
-
-    async def _features(self, stage: str, query: Query, call: Call) -> Features:
-        if isinstance(query.image, RemoteImage):
-            async with self._remote.fetched(query.image.url, bulk=query.priority is Priority.BULK) as image:
-                return await self._features(stage, replace(query, image=image), call)
-        prompt = normalise(query.prompt, self.settings.limits.prompt_bytes)
-        with self.registry.lease(query.target.model, query.target.version) as served:
-            sees = served.model.plan(frozenset([stage])).views
-            picture = self._darkroom.picture(query.image) if sees else self._darkroom.blank()
-            evaluation = await self._engine.evaluate(served, frozenset([stage]), picture, prompt, call)
-            if stage in evaluation.unanswered:
-                raise evaluation.unanswered[stage]
-            return evaluation.values[stage]
-
     async def _item(self, item: Item, timeout: float | None) -> types.ItemResult:
-        outcome = await self._outcome(f"item {quoted(item.id)}", item.query, timeout, self._score)
+        outcome = await self._outcome(f"item {quoted(item.id)}", item.query, timeout, self._answering.score)
         if isinstance(outcome, CritiqError):
             return types.ItemResult(item.id, error=outcome)
         return types.ItemResult(item.id, result=outcome)
@@ -528,13 +407,6 @@ class Service:
                 logger.info("request", operation=operation, model=self._label(model), code=code, seconds=seconds)
             if pictures:
                 self._items(self._label(model), code).inc(pictures)
-
-    def _count_scores(self, scores: Sequence[types.Score]) -> None:
-        for score in scores:
-            if score.calibrated is not None:
-                self._scores(score.model, score.dimension).observe(score.calibrated)
-            elif score.percentile is not None:
-                self._scores(score.model, score.dimension).observe(score.percentile / 100)
 
     def _label(self, model: str) -> str:
         """A model name that is safe as a label: callers can send anything."""

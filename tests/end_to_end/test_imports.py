@@ -70,6 +70,7 @@ LAYERS = [
     ["jobs.operations", "jobs.runner", "jobs.callbacks", "jobs.outbox", "jobs.store", "jobs.records", "jobs.thread"],
     ["moderation"],
     ["service"],
+    ["answering"],
     ["queries"],
     ["registry"],
     ["engine"],
