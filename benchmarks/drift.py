@@ -118,7 +118,8 @@ def cost() -> None:
 def cell(found: Iterable[float]) -> str:
     requests = np.array(list(found))
     median, late = np.quantile(requests, [0.5, 0.9], method="inverted_cdf")
-    return f"{rounded(median)} ({rounded(late)})"
+    missed = int(np.isinf(requests).sum())
+    return f"{rounded(median)} ({rounded(late)})" + (f"; {missed} of {len(requests)} not in 14 days" * (missed > 0))
 
 
 def rounded(value: float) -> str:

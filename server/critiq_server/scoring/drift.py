@@ -178,11 +178,13 @@ class DriftMonitor:
     ) -> DriftJson:
         """Makes the values of the last ``hours`` the baseline, or the next ``requests``; exactly one is given.
 
+        Returns the series whose baseline was set.
+
         Raises:
             PermissionDenied: the settings do not allow it.
             InvalidArgument: both or neither are given, or out of range.
             NotFound: there is no such series.
-            FailedPrecondition: none of them has a value in that time.
+            FailedPrecondition: none of them has enough values in that time; those that have not are left as they are.
         """
         settings = self.settings
         if not settings.allow_changes:
@@ -203,8 +205,15 @@ class DriftMonitor:
             for *_, series in chosen:
                 every = max(1, settings.embedding_every) if series.kind == "embedding" else 1
                 series.learn(max(settings.least_count, requests // every), now)
-        elif hours is not None and not sum([series.freeze(now, hours * 3600) for *_, series in chosen]):
-            raise FailedPrecondition(f"nothing was scored in the last {hours:g} hours", field="hours")
+        elif hours is not None:
+            counts = [series.freeze(now, hours * 3600) for *_, series in chosen]
+            if max(counts) < settings.least_count:
+                raise FailedPrecondition(
+                    f"the last {hours:g} hours have {max(counts)} values since the last baseline, and "
+                    f"{settings.least_count} are needed; wait, or give requests",
+                    field="hours",
+                )
+            chosen = [named for named, count in zip(chosen, counts, strict=True) if count >= settings.least_count]
         self.save()
         return report(settings, [describe(*named, now) for named in chosen], now)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -161,13 +161,13 @@ class Series:
             self.latest = None
             return "learning"
         found: State = "steady"
-        surest: tuple[float, int] | None = None
+        surest: tuple[int, Comparison] | None = None
         for start, count, test in self._tests(now):
             if count >= self.rule.least_count:
                 found = max(found, self.rule.judge(test), key=SEVERITY.index)
-                if surest is None or test.p_value <= surest[0]:
-                    surest = test.p_value, start
-        self.latest = None if surest is None else self._window(surest[1], now)
+                if surest is None or test.p_value <= surest[1].p_value:
+                    surest = start, test
+        self.latest = None if surest is None else self._window(*surest, now)
         return found
 
     def windows(self, now: float) -> list[Window]:
@@ -187,13 +187,13 @@ class Series:
         return min(reversed(judged), key=lambda window: window.comparisons[self.against].p_value)
 
     def freeze(self, now: float, seconds: float) -> int:
-        """Makes what came in the last ``seconds`` the baseline; returns how many values it has, 0 if none came."""
+        """Makes what came in the last ``seconds`` the baseline, if it is enough; returns how many values came."""
         newest = self._empty(BASELINE_K)
         earliest = int(now // self.ring.unit) - math.ceil(seconds / self.ring.unit)
         for slot in self.ring.slots:
             if slot.start > earliest:
                 newest.merge(slot.summary)
-        if newest.count:
+        if newest.count >= self.settings.least_count:
             self.baseline = newest
             self._fix(now)
         return int(newest.count)
@@ -295,9 +295,14 @@ class Series:
             if count:
                 yield start, count, significance(below / count, count, error / count, yardstick, alike)
 
-    def _window(self, start: int, now: float) -> Window:
+    def _window(self, start: int, test: Comparison, now: float) -> Window:
+        """The window from ``start`` with all figures; ``test`` keeps its own, which merging would round otherwise."""
         total = next(total for begin, total in self.ring.windows(now) if begin == start)
-        return Window(start * self.ring.unit, now, total.count, self._compare(total))
+        comparisons = self._compare(total)
+        comparisons[self.against] = replace(
+            comparisons[self.against], size=test.size, p_value=test.p_value, margin=test.margin
+        )
+        return Window(start * self.ring.unit, now, total.count, comparisons)
 
     def _compare(self, total: Any) -> dict[str, Comparison]:
         found, alike = {}, self.settings.count_as_one

@@ -234,9 +234,14 @@ def test_baselines_are_set_where_the_settings_allow_it(manifest: Manifest) -> No
     for wrong in ({}, {"hours": 1, "requests": 100}, {"hours": 0}, {"hours": 169}, {"requests": 99}):
         with pytest.raises(InvalidArgument):
             monitor.set_baseline("tiny", **wrong)
-    with pytest.raises(FailedPrecondition, match="nothing was scored in the last 2 hours"):
+    with pytest.raises(
+        FailedPrecondition, match="the last 2 hours have 0 values since the last baseline, and 100 are needed"
+    ):
         monitor.set_baseline("tiny", hours=2)  # the baseline took it all
-    feed(monitor, manifest, 500, mean=0.9)
+    feed(monitor, manifest, 99, mean=0.9)
+    with pytest.raises(FailedPrecondition, match="99 values"):
+        monitor.set_baseline("tiny", hours=2)
+    feed(monitor, manifest, 401, mean=0.9)
     monitor.look_at_all()
     assert states(monitor)["brightness"] == "alarm"
     answered = monitor.set_baseline("tiny", "1", "", "brightness", hours=2)

@@ -33,7 +33,7 @@ def test_the_first_values_become_the_baseline_and_more_of_the_same_is_steady() -
     assert set(stream.states) == {"learning"}
     stream.feed(1)
     assert stream.series.frozen == stream.now
-    stream.feed(1440)
+    stream.feed(720)
     assert set(stream.states[100:]) == {"steady"}
 
 
