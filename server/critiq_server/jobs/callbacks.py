@@ -19,7 +19,7 @@ from critiq.jobs import Job
 from critiq_server.jobs.outbox import Delivery, Outbox
 from critiq_server.jobs.settings import CallbackSettings
 from critiq_server.jobs.thread import Thread
-from critiq_server.outbound.connect import Answer, Outbound, Resolver
+from critiq_server.outbound.connect import Answer, Outbound
 from critiq_server.telemetry.faults import internal
 
 logger = structlog.get_logger("critiq")
@@ -54,7 +54,6 @@ class Callbacks:
     Args:
         run: runs the outbox's methods in the thread that it belongs to.
         on_try: told ``delivered``, ``failed``, ``refused`` or ``given_up`` after each try.
-        resolve: for tests.
     """
 
     def __init__(
@@ -62,11 +61,11 @@ class Callbacks:
         outbox: Outbox,
         run: Thread,
         settings: CallbackSettings,
+        outbound: Outbound,
         on_try: Callable[[str], None],
-        resolve: Resolver | None = None,
     ) -> None:
         self._outbox, self._run, self._settings, self._on_try = outbox, run, settings, on_try
-        self._outbound = Outbound(settings, "jobs.callbacks", resolve)
+        self._outbound = outbound
         self._keys = settings.keys()
         self._sending: dict[int, asyncio.Task[None]] = {}
         self._hosts: Counter[str] = Counter()

@@ -20,7 +20,7 @@ from critiq_server.jobs.settings import JobSettings
 from critiq_server.jobs.store import JobStore, Totals
 from critiq_server.jobs.thread import Thread
 from critiq_server.moderation import Moderation
-from critiq_server.outbound.connect import Outbound, Resolver
+from critiq_server.outbound.connect import Outbound
 from critiq_server.queries import Item, Query, Target, check_unique
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
@@ -37,16 +37,10 @@ _FORGET_EVERY = 60.0
 class Jobs:
     """The jobs of one server. Methods raise only ``critiq.errors``; all but :meth:`open` and :meth:`close` raise
     ``PermissionDenied`` where the settings name no file.
-
-    Args:
-        resolve: looks up the hosts of callbacks; for tests.
     """
 
-    def __init__(
-        self, settings: JobSettings, moderation: Moderation, metrics: Metrics, resolve: Resolver | None = None
-    ) -> None:
+    def __init__(self, settings: JobSettings, moderation: Moderation, metrics: Metrics) -> None:
         self._settings, self._moderation, self._metrics = settings, moderation, metrics
-        self._resolve = resolve
         self._outbound = Outbound(settings.callbacks, "jobs.callbacks")
         self._totals = Totals({}, 0, None)
         self._tasks: list[asyncio.Task[None]] = []
@@ -71,8 +65,8 @@ class Jobs:
             Outbox(self._store),
             self._thread,
             self._settings.callbacks,
+            self._outbound,
             lambda outcome: self._metrics.callbacks.labels(outcome).inc(),
-            self._resolve,
         )
         self._is_open = True
 

@@ -160,7 +160,7 @@ async def test_the_receiver_says_when(bundles: Path, tmp_path: Path, form: str) 
 async def test_given_up(bundles: Path, tmp_path: Path) -> None:
     async with receiving() as receiver:
         receiver.replies = [answer(400)] * 1000
-        async with serving(bundles, tmp_path, receiver.settings(give_up_seconds=0.5)) as (app, client):
+        async with serving(bundles, tmp_path, receiver.settings(give_up_seconds=1.5)) as (app, client):
             callback = await settled(client, await submitted(client, receiver))
             sample = app.metrics.registry.get_sample_value
             await until(lambda: sample("critiq_job_callbacks_total", {"outcome": "given_up"}) == 1)

@@ -15,7 +15,7 @@ from tests.support.receiver import receiving
 from tests.support.requests import flat
 from tests.support.servers import ServerProcess, server_process
 
-COUNT = 60
+COUNT = 100
 PROMPT = "a prompt that is nobody's business"
 
 
