@@ -93,11 +93,11 @@ class App:
             asyncio.create_task(face.serve(sockets=[opened]))
             for face, opened in ((self._rest, self._rest_socket), *self._compat)
         ]
+        self._watching = asyncio.create_task(self._watch_drift())
         await self._grpc.server.start()
         await self._load_models()
         self.jobs.start()
         self._ready = True
-        self._watching = asyncio.create_task(self._watch_drift())
         await self._announce(True)
 
     async def stop(self, grace: float | None = None) -> None:
