@@ -143,7 +143,7 @@ class Metrics:
         )
         self.scores = Histogram(
             "critiq_score",
-            "Scores given, 0 (worst) to 1 (best), by model and dimension: calibrated, or percentile / 100 of dimensions "
+            "Scores given, 0 (worst) to 1 (best), by model and dimension: calibrated, or percentile / 100 of those "
             "without a calibration.",
             ["model", "dimension"],
             buckets=_SCORES,
