@@ -32,6 +32,10 @@ def content_numbers(contents: Sequence[str] | None, count: int) -> NDArray[np.in
 def drawn(numbers: NDArray[np.intp], resamples: int, generator: np.random.Generator) -> Iterator[NDArray[Any]]:
     """For each resample the places of the pictures of as many contents as there are, drawn with replacement."""
     order = np.argsort(numbers, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+    sizes = np.bincount(numbers)
+    starts = np.cumsum(sizes) - sizes  # of each content in `order`
     for _ in range(resamples):
-        yield np.concatenate([members[content] for content in generator.integers(len(members), size=len(members))])
+        chosen = generator.integers(sizes.size, size=sizes.size)
+        lengths = sizes[chosen]
+        before = np.cumsum(lengths) - lengths  # pictures drawn before each chosen content
+        yield order[np.repeat(starts[chosen] - before, lengths) + np.arange(lengths.sum())]

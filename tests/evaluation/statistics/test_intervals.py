@@ -8,6 +8,7 @@ from scipy import stats
 
 from critiq_evaluation.errors import EvaluationError
 from critiq_evaluation.statistics import bootstrap_plcc, bootstrap_srcc, compare_srcc, holm
+from critiq_evaluation.statistics.contents import drawn
 
 
 def related(count: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,6 +136,21 @@ def test_chance_is_told_from_difference_by_content_too() -> None:
         singly += apart.p_value < 0.05
     assert alarms <= 5
     assert singly >= 8
+
+
+def test_contents_are_drawn_whole() -> None:
+    numbers = np.array([2, 0, 1, 0, 2, 2])
+    members = {0: [1, 3], 1: [2], 2: [0, 4, 5]}
+    sizes = set()
+    for places in drawn(numbers, 50, np.random.default_rng(0)):
+        left = places.tolist()
+        for _ in range(3):
+            content = members[int(numbers[left[0]])]
+            assert left[: len(content)] == content
+            left = left[len(content) :]
+        assert left == []
+        sizes.add(len(places))
+    assert len(sizes) > 3
 
 
 def test_contents_that_say_nothing_change_nothing() -> None:
