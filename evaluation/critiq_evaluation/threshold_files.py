@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from critiq.types import Scale, Score
 from critiq_evaluation.calibration.labels import read_rows
+from critiq_evaluation.datasets.tables import read_table
 from critiq_evaluation.errors import EvaluationError
 from critiq_evaluation.scoring import Asked, ModelScores
 from critiq_evaluation.statistics.arrays import Floats
@@ -133,17 +134,8 @@ def _of_recording(path: Path, dimension: str, scale: Scale) -> dict[str, float]:
 
 
 def _of_table(path: Path, dimension: str, scale: Scale, columns: Mapping[str, str]) -> dict[str, float]:
-    wanted = {"score": f"{dimension}_{scale}", **columns}
-    if "score" not in columns and wanted["score"] not in _header(path):
-        del wanted["score"]
+    column = read_table(path).column(f"{dimension}_{scale}")
+    wanted = {"score": column, **columns} if column else columns
     rows = read_rows(path, ("image", "score"), wanted)
     # An empty cell is a picture that could not be scored.
     return {row.cells["image"]: row.number("score") for row in rows if row.cells["score"].strip()}
-
-
-def _header(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            return file.readline()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error

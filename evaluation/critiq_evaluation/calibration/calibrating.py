@@ -97,7 +97,7 @@ def calibrate(
     if outside.size:
         raise EvaluationError(
             f"{outside.size} ratings are outside the scale {low:g} to {high:g}, the first {ratings[outside[0]]:g}; "
-            "give the ratings' own scale with --scale LOW,HIGH"
+            "give the ratings' own scale with --scale MIN:MAX"
         )
     stated = bounds
     if to == "0..1":
@@ -137,7 +137,7 @@ def calibrate(
         srcc_after=float(stats.spearmanr(new, ratings).statistic),
         tied=_tied(scores, new),
         dimension=after,
-        notes=_notes(scores, methods[chosen], method is None, len(methods)),
+        notes=_notes(scores, fitted.scores, methods[chosen], method is None, len(methods)),
     )
 
 
@@ -149,11 +149,10 @@ def _tied(scores: Floats, calibrated: Floats) -> int:
     return int(np.isin(calibrated, level).sum()) if at.size else 0
 
 
-def _notes(scores: Floats, errors: Errors | None, automatic: bool, tried: int) -> tuple[str, ...]:
-    notes = [
-        f"raw values outside the labelled ones ({scores.min():.4g} to {scores.max():.4g}, higher is better) get the "
-        "value of the nearest end"
-    ]
+def _notes(
+    scores: Floats, ends: tuple[float, ...], errors: Errors | None, automatic: bool, tried: int
+) -> tuple[str, ...]:
+    notes = [f"raw values outside {ends[0]:.4g} to {ends[-1]:.4g} (higher is better) get the value of the nearest end"]
     if scores.size < FEW_LABELS:
         notes.append(f"only {scores.size} labels: read the spread, not the figures")
     if errors is not None and errors.failed:

@@ -3,7 +3,8 @@
 - ``linear``: least squares.
 - ``logistic4``, ``logistic5``: VQEG's curves (:mod:`critiq_evaluation.statistics.fits`).
 - ``isotonic``: the non-decreasing step function of least squares (pool adjacent violators: Barlow et al. 1972), linear
-  between its steps.
+  between the centres of its steps (centred isotonic regression: Oron and Flournoy 2017), so that it rises within a step
+  too and ties only what lies outside the first and the last centre.
 
 Each rises: what has the larger score never gets the lower rating. Beyond the labelled scores a map is constant, as
 nobody has said what is true there.
@@ -93,10 +94,9 @@ def _isotonic(x: Floats, y: Floats, bounds: tuple[float, float]) -> Map:
     starts = np.asarray(found.blocks)[:-1]
     if len(starts) < 2:
         return Map("isotonic", "failed", _falls("the ratings do not rise with the scores at all"))
-    ends = np.asarray(found.blocks)[1:] - 1
-    keep = np.unique(np.concatenate([starts, ends]))
-    values = np.clip(np.maximum.accumulate(np.asarray(found.x)[keep]), *bounds)
-    return Map("isotonic", "ok", "", tuple(at[keep].tolist()), tuple(values.tolist()))
+    centres = np.add.reduceat(at * counts, starts) / np.add.reduceat(counts, starts)
+    values = np.clip(np.asarray(found.x)[starts], *bounds)
+    return Map("isotonic", "ok", "", tuple(centres.tolist()), tuple(values.tolist()))
 
 
 def _sampled(

@@ -1,23 +1,23 @@
-"""Label files of one's own: a CSV table with a header."""
+"""Tables of scores and of decisions: columns are found by usual names, or as the caller says."""
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from critiq_evaluation.datasets.tables import Table, read_table
 from critiq_evaluation.errors import EvaluationError
 
-_KNOWN: Mapping[str, Sequence[str]] = {
-    "image": ("image", "name", "file", "img_path", "image_name"),
-    "rating": ("mos", "rating", "MOS", "gt_score", "mos_quality"),
-    "prompt": ("prompt",),
-    "score": ("raw", "score"),
-    "label": ("label", "accept", "accepted", "decision"),
+_KNOWN: Mapping[str, str] = {
+    "image": "image|name|file|img_path|image_name",
+    "rating": "mos|rating|gt_score|mos_quality",
+    "prompt": "prompt",
+    "score": "raw|score",
+    "label": "label|accept|accepted|decision",
 }
-"""Columns that are recognised, the first that is there counts."""
+"""The first that the table has counts."""
 
 
 @dataclass(frozen=True)
@@ -39,35 +39,28 @@ class Row:
 
 
 def read_rows(path: Path, needed: Sequence[str], columns: Mapping[str, str], optional: Sequence[str] = ()) -> list[Row]:
-    """The rows of a CSV file, in its order.
+    """The rows of a table (CSV, XLSX, JSON, Parquet), in its order.
 
     Args:
-        needed: what each row must have: keys of the recognised columns.
+        needed: what each row must have.
         columns: the column for some of them, where it is not recognised by its name.
         optional: what a row may have.
 
     Raises:
-        EvaluationError: the file cannot be read, is empty, or has no such column; the message lists the columns.
+        EvaluationError: the file cannot be read, is empty, a row cannot be taken apart, or there is no such column; the
+            message lists those that there are.
     """
     for what in columns:
         if what not in (*needed, *optional):
-            raise EvaluationError(f"--column {what}={columns[what]}: what can be named is {', '.join(_KNOWN)}")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            header = list(reader.fieldnames or [])
-            found = {what: _column(path, header, what, columns) for what in needed}
-            found |= {what: _column(path, header, what, columns, must=False) for what in optional}
-            chosen = {what: column for what, column in found.items() if column}
-            rows = [
-                Row(f"{path}, line {reader.line_num}", {what: row[column] or "" for what, column in chosen.items()})
-                for row in reader
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not rows:
+            raise EvaluationError(f"--column {what}={columns[what]}: what can be named is {', '.join(needed)}")
+    table = read_table(path)
+    if table.problems:
+        raise EvaluationError(f"{table.problems[0].row}: {table.problems[0].message}")
+    if not table.rows:
         raise EvaluationError(f"{path}: there is no row below the header")
-    return rows
+    found = {what: _column(table, what, columns.get(what)) for what in needed}
+    found |= {what: column for what in optional if (column := columns.get(what) or table.column(_KNOWN[what]))}
+    return [Row(row.where, {what: row.cells.get(column, "") for what, column in found.items()}) for row in table.rows]
 
 
 def column_options(entries: Sequence[str]) -> dict[str, str]:
@@ -81,18 +74,13 @@ def column_options(entries: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _column(path: Path, header: Sequence[str], what: str, columns: Mapping[str, str], *, must: bool = True) -> str:
-    told = columns.get(what)
-    if told is not None:
-        if told not in header:
-            raise EvaluationError(f"{path}: there is no column {told!r}; there are {', '.join(header)}")
-        return told
-    for name in _KNOWN[what]:
-        if name in header:
-            return name
-    if must:
-        raise EvaluationError(
-            f"{path}: no column is called {' or '.join(_KNOWN[what])}; there are {', '.join(header) or 'none'}. "
-            f"Say which it is: --column {what}=COLUMN"
-        )
-    return ""
+def _column(table: Table, what: str, told: str | None) -> str:
+    column = table.column(told or _KNOWN[what])
+    if column:
+        return column
+    if told:
+        raise EvaluationError(f"{table.path}: there is no column {told!r}; there are {table.listing()}")
+    raise EvaluationError(
+        f"{table.path}: no column is called {_KNOWN[what].replace('|', ' or ')}; there are {table.listing()}. "
+        f"Say which it is: --column {what}=COLUMN"
+    )

@@ -10,6 +10,9 @@ import numpy as np
 from PIL import Image
 
 from critiq_evaluation.calibration.labels import read_rows
+from critiq_evaluation.datasets.layouts import parse_scale
+from critiq_evaluation.datasets.reading import read
+from critiq_evaluation.datasets.types import Scale
 from critiq_evaluation.errors import EvaluationError
 from critiq_evaluation.local_server import local_server
 from critiq_evaluation.scoring import Asked, score_pictures
@@ -21,67 +24,97 @@ _MAX_FAILED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Labelled:
-    """Raw values and ratings ``[count]`` that belong together, and what was left out and why."""
+    """Raw values and ratings ``[count]`` that belong together, the scale's ends, and what was left out and why.
+
+    Ratings of which lower ones are better are turned round within their scale: higher is better here.
+    """
 
     raw: Floats
     ratings: Floats
+    bounds: tuple[float, float]
     left_out: tuple[str, ...] = ()
 
 
-def from_scores(path: Path, columns: Mapping[str, str]) -> Labelled:
-    """A CSV file with a column of raw values and one of ratings."""
+@dataclass(frozen=True)
+class Rated:
+    """Ratings by picture, higher is better, between the ``bounds``; ``problems`` are rows that were left out."""
+
+    ratings: Mapping[Asked, float]
+    bounds: tuple[float, float]
+    problems: tuple[str, ...]
+
+
+def from_scores(path: Path, columns: Mapping[str, str], scale: str) -> Labelled:
+    """A table with a column of raw values and one of ratings, on a scale ``MIN:MAX``."""
+    if not scale:
+        raise EvaluationError("--scores needs the ratings' scale, for instance --scale 1:5 (5:1 where lower is better)")
+    ends = parse_scale("--scale", scale)
     rows = read_rows(path, ("score", "rating"), columns)
     raw, ratings = (np.array([row.number(what) for row in rows]) for what in ("score", "rating"))
-    return Labelled(raw, ratings)
+    outside = np.flatnonzero((ratings < ends.minimum) | (ratings > ends.maximum))
+    if outside.size:
+        row = rows[int(outside[0])]
+        raise EvaluationError(
+            f"{outside.size} ratings are outside the scale {ends.minimum:g} to {ends.maximum:g}, the first at "
+            f"{row.place}: {row.cells['rating']}; give the ratings' own scale with --scale MIN:MAX"
+        )
+    return Labelled(raw, _turned(ratings, ends), (ends.minimum, ends.maximum))
 
 
-def rated_pictures(
-    path: Path, columns: Mapping[str, str], bounds: tuple[float, float] | None = None
-) -> dict[Asked, float]:
-    """Pictures and their ratings; a picture that is named twice has the mean of its ratings.
+def rated_pictures(path: Path, columns: Mapping[str, str], rating: str = "", scale: str = "") -> Rated:
+    """The pictures of a label file: a published dataset's, or one of one's own.
+
+    Args:
+        rating: which of its ratings, where it has several.
+        scale: ``MIN:MAX``, ``MAX:MIN`` where lower is better; left out: the published dataset's own.
 
     Raises:
-        EvaluationError: see :func:`read_rows`; a rating is no number, or outside ``bounds``.
+        EvaluationError: the file cannot be read, has no such rating, or is no published one and no scale is given.
     """
-    found: dict[Asked, list[float]] = {}
-    for row in read_rows(path, ("image", "rating"), columns, optional=("prompt",)):
-        asked = Asked(row.cells["image"], row.cells.get("prompt", ""))
-        rating = row.number("rating")
-        if bounds is not None and not bounds[0] <= rating <= bounds[1]:
-            raise EvaluationError(
-                f"{row.place}: the rating {rating:g} is outside the scale {bounds[0]:g} to {bounds[1]:g}"
-            )
-        found.setdefault(asked, []).append(rating)
-    return {asked: float(np.mean(ratings)) for asked, ratings in found.items()}
+    dataset = read(path, None, ({**columns, "scale": scale} if scale else dict(columns)) or None)
+    if not scale and dataset.name.startswith("generic"):
+        raise EvaluationError(f"{path}: give the ratings' scale, for instance --scale 1:5 (5:1 where lower is better)")
+    known = list(dataset.scales)
+    chosen = rating or (known[0] if len(known) == 1 else "")
+    if chosen not in known:
+        what = f"no rating is called {rating!r}" if rating else "there is more than one rating"
+        raise EvaluationError(f"{path}, read as {dataset.name}: {what}; say --rating {' or '.join(known)}")
+    ends = dataset.scales[chosen]
+    found = {
+        Asked(picture.image, picture.prompt): float(_turned(np.array(picture.ratings[chosen]), ends))
+        for picture in dataset.pictures
+        if chosen in picture.ratings
+    }
+    problems = tuple(f"{problem.row}: {problem.message}" for problem in dataset.problems)
+    if not found:
+        raise EvaluationError(f"{path}: no picture has a rating; {problems[0] if problems else 'there are no rows'}")
+    return Rated(found, (ends.minimum, ends.maximum), problems)
 
 
 def from_pictures(
-    path: Path,
-    columns: Mapping[str, str],
-    images: Path,
-    bundle: Path,
-    manifest: Manifest,
-    dimension: str,
-    cache: Path | None = None,
+    rated: Rated, images: Path, bundle: Path, manifest: Manifest, dimension: str, cache: Path | None = None
 ) -> Labelled:
-    """Scores the pictures of a label file with the bundle; those that fail are left out and listed.
+    """Scores rated pictures with the bundle; those that fail are left out and listed.
 
     Raises:
         EvaluationError: more than half of the pictures have no score; the message has the first reason.
     """
-    rated = rated_pictures(path, columns)
-    values, failures = raw_values(list(rated), images, bundle, manifest, dimension, cache)
-    if len(failures) > _MAX_FAILED_SHARE * len(rated):
+    values, failures = raw_values(list(rated.ratings), images, bundle, manifest, dimension, cache)
+    if len(failures) > _MAX_FAILED_SHARE * len(rated.ratings):
         first, why = next(iter(failures.items()))
-        raise EvaluationError(
-            f"{len(failures)} of {len(rated)} pictures have no score; the first, {first.image}: {why}"
-        )
-    known = [asked for asked in rated if asked in values]
+        count = f"{len(failures)} of {len(rated.ratings)} pictures have no score"
+        raise EvaluationError(f"{count}; the first, {first.image}: {why}")
+    known = [asked for asked in rated.ratings if asked in values]
     return Labelled(
         np.array([values[asked] for asked in known]),
-        np.array([rated[asked] for asked in known]),
-        tuple(f"{asked.image}: {why}" for asked, why in failures.items()),
+        np.array([rated.ratings[asked] for asked in known]),
+        rated.bounds,
+        (*rated.problems, *(f"{asked.image}: {why}" for asked, why in failures.items())),
     )
+
+
+def _turned(ratings: Floats, scale: Scale) -> Floats:
+    return ratings if scale.higher_is_better else scale.minimum + scale.maximum - ratings
 
 
 def raw_values(

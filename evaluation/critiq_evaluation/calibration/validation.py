@@ -67,7 +67,7 @@ def check_labels(scores: Floats, ratings: Floats) -> None:
     if srcc <= 0:
         raise EvaluationError(
             f"fit: failed: SRCC of scores and ratings is {srcc:.4f}: higher scores go with lower ratings, or none; "
-            "is it the right dimension, and are higher ratings better? (--ratings-fall turns ratings round)"
+            "is it the right dimension, and are higher ratings better? (--scale MAX:MIN where lower is better)"
         )
 
 

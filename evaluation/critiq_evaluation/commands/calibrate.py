@@ -21,7 +21,6 @@ from critiq_evaluation.commands import calibrate_head
 from critiq_evaluation.errors import EvaluationError
 
 if TYPE_CHECKING:
-    from critiq_evaluation.calibration.scored import Labelled
     from critiq_server.bundles.manifest import Manifest, Reference
 
 _NAME = "critiq calibrate"
@@ -34,18 +33,25 @@ app = typer.Typer(name=_NAME, add_completion=False, rich_markup_mode=None)
 def calibrate_command(
     bundle: Annotated[Path, typer.Argument(help="Directory of the bundle: the one with manifest.json.")],
     dimension: Annotated[str, typer.Option(help="Which of its dimensions.")],
-    scale: Annotated[str, typer.Option(help="LOW,HIGH: the ends of the ratings' scale; they become 0 and 1.")],
     out: Annotated[Path, typer.Option(help="Where the new version goes: OUT/NAME/VERSION.")],
     version: Annotated[str, typer.Option(help="The new version.")],
-    labels: Annotated[Path | None, typer.Option(help="CSV of pictures and ratings; with --images.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Directory of the pictures in --labels.")] = None,
-    scores: Annotated[Path | None, typer.Option(help="CSV of raw values and ratings, instead of pictures.")] = None,
-    column: Annotated[
-        list[str] | None, typer.Option(help="WHAT=COLUMN: image, prompt, rating, score. May be repeated.")
+    labels: Annotated[
+        Path | None, typer.Option(help="Label file: a published dataset's, or a table of pictures and ratings.")
     ] = None,
+    images: Annotated[Path | None, typer.Option(help="Directory of the pictures in --labels.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Table of raw values and ratings, instead of pictures.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="WHAT=COLUMN: of --labels image, prompt, a rating; of --scores score, rating. May be repeated."
+        ),
+    ] = None,
+    rating: Annotated[str, typer.Option(help="Which rating of --labels, where it has several.")] = "",
+    scale: Annotated[
+        str, typer.Option(help="MIN:MAX of the ratings (MAX:MIN: lower is better); default: the published dataset's.")
+    ] = "",
     method: Annotated[str, typer.Option(help="linear, logistic4, logistic5, isotonic or auto.")] = "auto",
     to: Annotated[str, typer.Option(help="Unit of the report: mos (that of the ratings) or 0..1.")] = "mos",
-    ratings_fall: Annotated[bool, typer.Option("--ratings-fall", help="The lower rating is the better one.")] = False,
     reference: Annotated[
         Path | None, typer.Option(help="Directory of pictures whose raw values become the reference of percentiles.")
     ] = None,
@@ -63,28 +69,35 @@ def calibrate_command(
 
     `critiq calibrate head --help`: a new dimension from frozen features instead.
     """
-    from critiq_evaluation.calibration import bundles, figures
+    from critiq_evaluation.calibration import bundles, figures, scored
     from critiq_evaluation.calibration.labels import column_options
-    from critiq_evaluation.calibration.options import scale_option
 
-    chosen, unit, ends = _method(method), _unit(to), scale_option(scale)
+    chosen, unit = _method(method), _unit(to)
     manifest = bundles.open_bundle(bundle)
     subject = bundles.dimension_of(manifest, dimension)
     place = bundles.place_of(out, manifest, version)
     folder = report or out / f"{manifest.name}-{version}-report"
     folder.mkdir(parents=True, exist_ok=True)
-    found = _labelled(labels, images, scores, column_options(column or []), bundle, manifest, dimension, folder)
+    columns = column_options(column or [])
+    if (scores is None) == (labels is None):
+        raise EvaluationError("give either --scores FILE, or --labels FILE and --images DIR")
+    if scores is not None:
+        found = scored.from_scores(scores, columns, scale)
+    elif labels is not None and images is not None:
+        rated = scored.rated_pictures(labels, columns, rating, scale)
+        found = scored.from_pictures(rated, images, bundle, manifest, dimension, folder / "scores.jsonl")
+    else:
+        raise EvaluationError("--labels needs --images DIR, the directory of its pictures")
     for line in found.left_out:
         typer.echo(f"left out: {line}", err=True)
-    ratings = ends[0] + ends[1] - found.ratings if ratings_fall else found.ratings
     result = calibrate(
-        found.raw, ratings, subject, ends, method=chosen, to=unit, folds=folds, repeats=repeats, seed=seed
+        found.raw, found.ratings, subject, found.bounds, method=chosen, to=unit, folds=folds, repeats=repeats, seed=seed
     )
     after, outside = result.dimension, None
     if reference is not None:
         made, outside = _reference(reference, population, bundle, manifest, result)
         after = after.model_copy(update={"reference": made})
-    command = shlex.join(["critiq", "calibrate", bundle.name, *_told(dimension, scale, result.method, version)])
+    command = shlex.join(["critiq", "calibrate", bundle.name, *_told(dimension, found.bounds, result.method, version)])
     notes = f"calibration of {dimension} on {result.scores.size} labels: held-out RMSE {result.after.rmse:.4g} ({unit})"
     bundles.write_version(bundle, bundles.with_dimension(manifest, after), place, command=command, notes=notes)
     details = {**as_json(result), "unit": unit, "left_out": list(found.left_out), "reference_outside": outside}
@@ -132,27 +145,6 @@ def main(arguments: Sequence[str]) -> int:
     )
 
 
-def _labelled(
-    labels: Path | None,
-    images: Path | None,
-    scores: Path | None,
-    columns: dict[str, str],
-    bundle: Path,
-    manifest: Manifest,
-    dimension: str,
-    folder: Path,
-) -> Labelled:
-    from critiq_evaluation.calibration import scored
-
-    if (scores is None) == (labels is None):
-        raise EvaluationError("give either --scores FILE, or --labels FILE and --images DIR")
-    if scores is not None:
-        return scored.from_scores(scores, columns)
-    if labels is None or images is None:
-        raise EvaluationError("--labels needs --images DIR, the directory of its pictures")
-    return scored.from_pictures(labels, columns, images, bundle, manifest, dimension, folder / "scores.jsonl")
-
-
 def _reference(
     directory: Path, population: str, bundle: Path, manifest: Manifest, result: Result
 ) -> tuple[Reference, float]:
@@ -174,8 +166,13 @@ def _reference(
     return bundles.reference_of(raw, population or directory.resolve().name), outside
 
 
-def _told(dimension: str, scale: str, method: str, version: str) -> list[str]:
-    return [f"--dimension={dimension}", f"--scale={scale}", f"--method={method}", f"--version={version}"]
+def _told(dimension: str, bounds: tuple[float, float], method: str, version: str) -> list[str]:
+    return [
+        f"--dimension={dimension}",
+        f"--scale={bounds[0]:g}:{bounds[1]:g}",
+        f"--method={method}",
+        f"--version={version}",
+    ]
 
 
 def _line(name: str, errors: Errors) -> str:

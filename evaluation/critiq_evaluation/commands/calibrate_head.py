@@ -21,17 +21,22 @@ def head(
     bundle: Annotated[Path, typer.Argument(help="Directory of the bundle: the one with manifest.json.")],
     feature: Annotated[str, typer.Option(help="STAGE.OUTPUT of the bundle: what the regressor reads.")],
     name: Annotated[str, typer.Option(help="Of the new dimension.")],
-    labels: Annotated[Path, typer.Option(help="CSV of pictures and ratings.")],
+    labels: Annotated[
+        Path, typer.Option(help="Label file: a published dataset's, or a table of pictures and ratings.")
+    ],
     images: Annotated[Path, typer.Option(help="Directory of the pictures.")],
-    scale: Annotated[str, typer.Option(help="LOW,HIGH: the ends of the ratings' scale.")],
     out: Annotated[Path, typer.Option(help="Where the new version goes: OUT/NAME/VERSION.")],
     version: Annotated[str, typer.Option(help="The new version.")],
+    rating: Annotated[str, typer.Option(help="Which rating of --labels, where it has several.")] = "",
+    scale: Annotated[
+        str, typer.Option(help="MIN:MAX of the ratings (MAX:MIN: lower is better); default: the published dataset's.")
+    ] = "",
     beside: Annotated[str, typer.Option(help="Dimension of the bundle to hold it against: the label-free score.")] = "",
     share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Of the labels, to fit to in the trial.")] = 0.2,
     repeats: Annotated[int, typer.Option(min=1, help="Draws of that share.")] = 20,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     column: Annotated[
-        list[str] | None, typer.Option(help="WHAT=COLUMN: image, prompt, rating. May be repeated.")
+        list[str] | None, typer.Option(help="WHAT=COLUMN: image, prompt, a rating. May be repeated.")
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Directory for head.json; default: OUT/NAME-VERSION-report.")
@@ -41,24 +46,22 @@ def head(
     from critiq_evaluation.calibration import bundles, head_bundles
     from critiq_evaluation.calibration.features import features_of
     from critiq_evaluation.calibration.labels import column_options
-    from critiq_evaluation.calibration.options import scale_option
     from critiq_evaluation.calibration.ridge import fit_ridge, weak_supervision
     from critiq_evaluation.calibration.scored import rated_pictures
     from critiq_evaluation.local_server import local_server
     from critiq_evaluation.scoring import score_pictures
 
     head_bundles.require_onnx()
-    bounds = scale_option(scale)
     manifest = bundles.open_bundle(bundle)
     stage, output = head_bundles.feature_of(manifest, feature)
     if beside:
         bundles.dimension_of(manifest, beside)
     place = bundles.place_of(out, manifest, version)
-    rated = rated_pictures(labels, column_options(column or []), bounds)
+    rated = rated_pictures(labels, column_options(column or []), rating, scale)
     model = f"{manifest.name}:{manifest.version}"
     with local_server([model], [bundle]) as url:
         found = features_of(
-            list(rated),
+            list(rated.ratings),
             images,
             server=url,
             model=manifest.name,
@@ -68,9 +71,9 @@ def head(
             with_prompts="prompt" in manifest.roots(stage.name),
         )
         free = score_pictures(found.asked, images, [model], server=url, dimensions=[beside])[0] if beside else None
-    for line in found.failures:
+    for line in (*rated.problems, *found.failures):
         typer.echo(f"left out: {line}", err=True)
-    ratings = np.array([rated[asked] for asked in found.asked])
+    ratings = np.array([rated.ratings[asked] for asked in found.asked])
     label_free = None
     if free is not None:
         said = free.values(beside)
@@ -82,8 +85,13 @@ def head(
     trial = weak_supervision(found.values, ratings, label_free, share=share, repeats=repeats, seed=seed)
     fitted = fit_ridge(found.values, ratings, seed)
     reference = bundles.reference_of(fitted(found.values), "the labelled pictures")
-    made = head_bundles.with_head(manifest, name, stage, output, bounds, reference, len(ratings))
-    told = (f"--feature={stage.name}.{output}", f"--name={name}", f"--scale={scale}", f"--version={version}")
+    made = head_bundles.with_head(manifest, name, stage, output, rated.bounds, reference, len(ratings))
+    told = (
+        f"--feature={stage.name}.{output}",
+        f"--name={name}",
+        f"--scale={rated.bounds[0]:g}:{rated.bounds[1]:g}",
+        f"--version={version}",
+    )
     bundles.write_version(
         bundle,
         made,
@@ -95,7 +103,12 @@ def head(
     )
     folder = report or out / f"{manifest.name}-{version}-report"
     folder.mkdir(parents=True, exist_ok=True)
-    details = {**asdict(trial), "penalty": fitted.penalty, "width": found.values.shape[1], "left_out": found.failures}
+    details = {
+        **asdict(trial),
+        "penalty": fitted.penalty,
+        "width": found.values.shape[1],
+        "left_out": [*rated.problems, *found.failures],
+    }
     (folder / "head.json").write_text(json.dumps(details, indent=2, allow_nan=False) + "\n", "utf-8")
     typer.echo(f"{trial.labels} labels, tested on {trial.tested} other pictures, {trial.repeats} draws:")
     for who, agreement in ((f"{name} (linear head)", trial.head), (f"{beside} (label-free)", trial.label_free)):

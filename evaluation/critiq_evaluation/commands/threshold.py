@@ -30,7 +30,7 @@ app = typer.Typer(name=_NAME, add_completion=False, rich_markup_mode=None)
 
 @app.command(epilog=_HELP)
 def threshold(
-    labels: Annotated[Path, typer.Option(help="CSV of pictures and labels: accept or reject.")],
+    labels: Annotated[Path, typer.Option(help="Table of pictures and labels: accept or reject.")],
     dimension: Annotated[str, typer.Option(help="Which of the model's dimensions.")],
     out: Annotated[Path, typer.Option(help="The policy's file, .yaml; plots and figures go beside it.")],
     precision: Annotated[
@@ -44,7 +44,8 @@ def threshold(
         float | None, typer.Option(min=0, help="What it costs to stop a picture that people accept.")
     ] = None,
     scores: Annotated[
-        Path | None, typer.Option(help="What `critiq score --output` wrote (.csv, .jsonl), or a CSV of image,score.")
+        Path | None,
+        typer.Option(help="What `critiq score --output` wrote (.csv, .jsonl), or a table of image and score."),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Directory of the pictures, to score them with --server.")] = None,
     server: Annotated[
