@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, FileChooser, Locator, Page, expect
 from tests.fixtures.images import animation, encoded, oriented, photo
 from tests.page.accessibility import problems
 from tests.page.conftest import Watch
+from tests.support.bundles import write_bundle
 from tests.support.photographs import blurred, photographs
 from tests.support.servers import server_process
 
@@ -35,7 +36,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("page")
     policy = folder / "gallery.yaml"
     policy.write_text(POLICY)
-    with server_process(["--set", f'moderation.policies=["{policy}"]'], folder / "log") as server:
+    write_bundle(folder / "bundles")
+    settings = [f'moderation.policies=["{policy}"]', f'models.directories=["{folder / "bundles"}"]']
+    with server_process([part for setting in settings for part in ("--set", setting)], folder / "log") as server:
         yield server.rest
 
 
@@ -100,7 +103,8 @@ def test_gauges_show_what_the_api_gives(page: Page, url: str, files: dict[str, P
     answer = ask(url, "/v1/score", [files["door.png"]], prompt=PROMPT)
     assert len(answer["scores"]) == 4
     models = httpx.get(f"{url}/v1/models", trust_env=False).json()["models"]
-    about = {dimension["name"]: dimension for dimension in models[0]["dimensions"]}
+    (model,) = (model for model in models if model["is_default"])
+    about = {dimension["name"]: dimension for dimension in model["dimensions"]}
     for score in answer["scores"]:
         card = page.locator(f".score[data-dimension={score['dimension']}]")
         expect(card.locator("h3")).to_have_text(about[score["dimension"]]["title"])
@@ -192,6 +196,28 @@ def test_ranking_is_the_apis(page: Page, url: str, files: dict[str, Path]) -> No
     expect(page.locator("th[aria-sort=ascending]")).to_contain_text("Technical quality")
     assert order(page) == ranked(dimensions="technical")[::-1]
     assert page.locator("#sheet td.rank").all_inner_texts() == ["4", "3", "2", "1"]
+
+
+def test_equal_pictures_share_a_rank(page: Page, url: str, files: dict[str, Path], tmp_path: Path) -> None:
+    twin = tmp_path / "twin.png"
+    twin.write_bytes(files["poor.png"].read_bytes())
+    pictures = [files["poor.png"], files["door.png"], twin]
+    choose(page, *pictures)
+    ranking = ask(url, "/v1/rank", pictures)["ranking"]
+    assert sorted(entry["rank"] for entry in ranking) == [1, 2, 2]
+    assert order(page) == [pictures[entry["index"]].name for entry in ranking]
+    assert page.locator("#sheet td.rank").all_inner_texts() == [str(entry["rank"]) for entry in ranking]
+
+
+def test_another_model_is_asked_at_once(page: Page, url: str, files: dict[str, Path]) -> None:
+    choose(page, files["door.png"])
+    expect(page.locator(".score dl")).to_have_count(3)
+    page.select_option("#model", label="tiny 1")
+    expect(page.locator(".score dl")).to_have_count(1)
+    answer = ask(url, "/v1/score", [files["door.png"]], model="tiny")
+    card = page.locator(".score[data-dimension=brightness]")
+    assert card.locator("dd").first.inner_text() == f"{answer['scores'][0]['calibrated']:.4f}"
+    expect(page.locator("#request pre")).to_contain_text("model=tiny")
 
 
 def test_an_unreadable_file_has_its_error_and_harms_no_other(page: Page, files: dict[str, Path]) -> None:
@@ -395,12 +421,14 @@ def test_the_live_view_counts_and_rests(page: Page, url: str, files: dict[str, P
     expect(page.locator("#live-state")).to_have_text("updating every second")
     ask(url, "/v1/score", [files["small.png"]])
     counters = httpx.get(f"{url}/v1/live", trust_env=False).json()
-    calls = next(entry for entry in counters["calls"] if entry["operation"] == "score" and entry["code"] == "OK")
-    row = page.locator("#view-live tr", has_text="score").filter(has_text="OK").filter(has_not_text="batch")
-    expect(row.locator("td").last).to_have_text(f"{calls['count']:,}")
-    dimensions = {entry["dimension"] for entry in counters["scores"]}
-    expect(page.locator(".small-multiples figure")).to_have_count(len(dimensions))
-    assert dimensions >= {"visual_quality", "technical", "aesthetic"}
+    own = ("score", "critiq-builtin", "OK")
+    (count,) = (
+        entry["count"] for entry in counters["calls"] if (entry["operation"], entry["model"], entry["code"]) == own
+    )
+    rows = page.locator("#view-live tr", has_text="critiq-builtin").filter(has_text="OK")
+    expect(rows.filter(has_not_text="batch").filter(has_text="score").locator("td").last).to_have_text(f"{count:,}")
+    expect(page.locator(".small-multiples figure")).to_have_count(len(counters["scores"]))
+    assert {entry["dimension"] for entry in counters["scores"]} >= {"visual_quality", "technical", "aesthetic"}
     expect(page.locator(".lines .line.first").first).to_be_attached()
     page.click("#tab-score")
     page.wait_for_timeout(300)
