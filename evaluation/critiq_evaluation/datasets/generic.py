@@ -48,7 +48,9 @@ def _guess(table: Table) -> Layout:
 def _with_further_groups(table: Table, layout: Layout) -> Layout:
     spoken_of = [layout.image, layout.prompt, layout.split, *layout.ratings.values(), *layout.spread.values()]
     used = {table.column(names) for names in [*spoken_of, *layout.groups.values()]}
-    further = {name: name for name in table.columns if name not in used and not _measured(table, name)}
+    further = {
+        name: name for name in table.columns if name not in used and name != "count" and not _measured(table, name)
+    }
     return Layout(**{**vars(layout), "groups": {**further, **layout.groups}})
 
 

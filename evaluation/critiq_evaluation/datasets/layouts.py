@@ -64,7 +64,7 @@ def with_columns(layout: Layout, columns: Mapping[str, str] | None) -> Layout:
     ratings = {what: column for what, column in columns.items() if what not in taken} or dict(layout.ratings)
     chosen = {what: scale for what, scale in layout.scales.items() if layout.ratings.get(what) == ratings.get(what)}
     for what, text in scales.items():
-        scale = _scale(what, text)
+        scale = parse_scale(f"--column {what}", text)
         for name in ratings:
             if what in ("scale", f"scale.{name}"):
                 chosen[name] = scale
@@ -130,7 +130,7 @@ def why_bad_path(image: str) -> str:
     if not image:
         return "no picture's name; the row is left out"
     path = PurePosixPath(image)
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         return f"{image!r} is no path below the directory of pictures; the row is left out"
     return ""
 
@@ -214,12 +214,11 @@ def _rating(column: str, text: str, scale: Scale | None) -> tuple[float | None, 
     return value, ""
 
 
-def _scale(what: str, text: str) -> Scale:
+def parse_scale(what: str, text: str) -> Scale:
+    """``MIN:MAX``, or ``MAX:MIN`` where lower is better; ``what`` is named in the message of a bad one."""
     ends = [number(end) for end in text.split(":")]
     if len(ends) != 2 or ends[0] is None or ends[1] is None or ends[0] == ends[1]:
-        raise EvaluationError(
-            f"--column {what}={text}: expected MIN:MAX, for instance {what}=1:5 (5:1: lower is better)"
-        )
+        raise EvaluationError(f"{what}={text}: expected MIN:MAX, for instance 1:5, or 5:1 where lower is better")
     return Scale(min(ends[0], ends[1]), max(ends[0], ends[1]), higher_is_better=ends[0] < ends[1])
 
 

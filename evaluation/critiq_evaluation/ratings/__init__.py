@@ -1,0 +1,1 @@
+"""Raw ratings of single persons to mean opinion scores, as the papers and ITU-R BT.500 do it."""
