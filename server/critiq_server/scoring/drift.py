@@ -224,9 +224,11 @@ class DriftMonitor:
             drift_files.save(self.settings.directory, self.all(), unclaimed)
 
     def close(self) -> None:
-        """Saves everything, the last answers included."""
+        """Saves everything, the last answers included, and lets go of it."""
         self.flush()
         self.save()
+        # The sketches' library complains at the interpreter's end of every one that is still there.
+        self._traffic.clear()
 
     def _series(self, manifest: Manifest, label: str, quantity: Quantity) -> Series:
         """The series of that quantity; a new one, with what was saved of it, if there is none."""
