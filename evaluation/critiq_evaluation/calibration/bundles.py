@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -92,6 +93,8 @@ def place_of(out: Path, manifest: Manifest, version: str) -> Path:
     """Where a version goes: ``OUT/NAME/VERSION``. Raises :class:`EvaluationError` if it is taken or no version."""
     if version == manifest.version:
         raise EvaluationError(f"--version {version!r} is the bundle's own; a new one is due, such as {version}-people")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", version):
+        raise EvaluationError(f"--version {version!r}: small letters, digits, _ . and - are possible, at most 64")
     place = out / manifest.name / version
     if place.exists():
         raise EvaluationError(f"{place} exists; bundles are immutable, choose another version")

@@ -143,10 +143,9 @@ def calibrate(
 
 def _tied(scores: Floats, calibrated: Floats) -> int:
     """Pictures that the map puts level with one of another score."""
-    at, means = np.unique(scores, return_index=True)
-    values, counts = np.unique(calibrated[means], return_counts=True)
-    level = values[counts > 1]
-    return int(np.isin(calibrated, level).sum()) if at.size else 0
+    _, first = np.unique(scores, return_index=True)
+    values, counts = np.unique(calibrated[first], return_counts=True)
+    return int(np.isin(calibrated, values[counts > 1]).sum())
 
 
 def _notes(

@@ -120,15 +120,29 @@ def _sampled(
     if steps.min() < -1e-9 * span:
         worst = float(fine[int(np.argmin(steps))])
         return Map(method, "failed", f"the curve rises and falls (near the score {worst:.4g}); use another method")
-    segments = _FIRST_SEGMENTS
+    segments = 1 if method == "linear" else _FIRST_SEGMENTS
     while True:
-        at = np.linspace(low, high, segments + 1)
-        error = float(np.abs(np.interp(fine, at, clipped(at)) - true).max())
+        at, values = _clipped_points(curve, np.linspace(low, high, segments + 1), bounds)
+        error = float(np.abs(np.interp(fine, at, values) - true).max())
         if error <= SAMPLING_GOAL * span or segments >= _MOST_SEGMENTS:
             break
         segments *= 2
-    values = np.maximum.accumulate(clipped(at))  # rounding may leave the last bit falling
+    values = np.maximum.accumulate(values)  # rounding may leave the last bit falling
     return Map(method, "ok", "", tuple(at.tolist()), tuple(values.tolist()), parameters, error)
+
+
+def _clipped_points(
+    curve: Callable[[Floats], Floats], at: Floats, bounds: tuple[float, float]
+) -> tuple[Floats, Floats]:
+    """Points of the curve within the bounds, with one more where it crosses a bound: there it has a corner."""
+    values = curve(at)
+    crossings = []
+    for bound in bounds:
+        left = np.flatnonzero((values[:-1] - bound) * (values[1:] - bound) < 0)
+        share = (bound - values[left]) / (values[left + 1] - values[left])
+        crossings.append(at[left] + share * (at[left + 1] - at[left]))
+    every = np.unique(np.concatenate([at, *crossings]))
+    return every, np.clip(np.interp(every, at, values), *bounds)
 
 
 def _falls(what: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ def feature_of(manifest: Manifest, name: str) -> tuple[Stage, str]:
     raise EvaluationError(f"--feature {name!r}: the bundle has no such output of a stage; it has {known}")
 
 
+def check_name(manifest: Manifest, name: str) -> None:
+    """Raises :class:`EvaluationError` if a dimension or a stage has the name that the head would get."""
+    if any(dimension.name == name for dimension in manifest.dimensions):
+        raise EvaluationError(f"--name {name!r}: the bundle has a dimension of that name; choose another")
+    if any(entry.name == stage_name(name) for entry in manifest.stages):
+        raise EvaluationError(f"--name {name!r}: the bundle has a stage {stage_name(name)!r}; choose another name")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,50}", name):
+        raise EvaluationError(f"--name {name!r}: small letters, digits, _ . and - are possible, at most 51")
+
+
 def with_head(
     manifest: Manifest,
     name: str,
@@ -64,15 +75,8 @@ def with_head(
     reference: Reference,
     labels: int,
 ) -> Manifest:
-    """The manifest with the dimension ``name`` read from a new stage.
-
-    Raises :class:`EvaluationError` if a dimension or a stage has that name.
-    """
+    """The manifest with the dimension ``name`` read from a new stage; see :func:`check_name`."""
     head = stage_name(name)
-    if any(dimension.name == name for dimension in manifest.dimensions):
-        raise EvaluationError(f"--name {name!r}: the bundle has a dimension of that name; choose another")
-    if any(entry.name == head for entry in manifest.stages):
-        raise EvaluationError(f"--name {name!r}: the bundle has a stage {head!r}; choose another name")
     low, high = bounds
     made = Stage(
         name=head,

@@ -54,6 +54,7 @@ def head(
     head_bundles.require_onnx()
     manifest = bundles.open_bundle(bundle)
     stage, output = head_bundles.feature_of(manifest, feature)
+    head_bundles.check_name(manifest, name)
     if beside:
         bundles.dimension_of(manifest, beside)
     place = bundles.place_of(out, manifest, version)
