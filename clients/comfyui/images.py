@@ -37,7 +37,7 @@ def chosen(images: Any, places: Sequence[int]) -> Any:
 def blocker() -> Any:
     """ComfyUI's way to skip the nodes behind an output; ``None`` where it is too old to have one."""
     try:
-        from comfy_execution.graph_utils import ExecutionBlocker
+        from comfy_execution.graph_utils import ExecutionBlocker  # type: ignore[import-not-found]
     except ImportError:
         return None
     return ExecutionBlocker(None)
@@ -46,7 +46,7 @@ def blocker() -> Any:
 def interrupt(message: str) -> None:
     """Ends the run as the user's own Cancel does. Outside ComfyUI: ``RuntimeError``."""
     try:
-        from comfy.model_management import InterruptProcessingException
+        from comfy.model_management import InterruptProcessingException  # type: ignore[import-not-found]
     except ImportError:
         raise RuntimeError(message) from None
     raise InterruptProcessingException(message)

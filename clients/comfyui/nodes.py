@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import critiq
+
 from .images import blocker, chosen, interrupt, pictures_of
-from .server import DEFAULT_URL, calling, critiq
+from .server import DEFAULT_URL, calling
 
 CATEGORY = "critiq"
 SCALES = ["calibrated", "percentile", "raw"]

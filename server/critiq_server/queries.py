@@ -115,7 +115,9 @@ def embedding_of(served: ServedModel, name: str) -> tuple[str, str]:
     """The stage and the output that ``name`` (``stage`` or ``stage/output``) means; empty: the model's image encoder.
 
     That is the first stage that sees the picture, gives a vector and is read by a dimension with a prompt: such an
-    encoder looks at what the picture shows. Where there is none, the first that sees the picture and gives a vector.
+    encoder looks at what the picture shows. Where there is none, the first that sees the picture and gives a vector;
+    an LMM, whose features may be missing, only where nothing else does.
+
     Raises ``InvalidArgument`` if the model has no such stage or output.
     """
     model = served.model
@@ -133,7 +135,8 @@ def embedding_of(served: ServedModel, name: str) -> tuple[str, str]:
     if not name:
         asked = [entry.dimension for entry in model.judgements.values() if entry.dimension.needs_prompt]
         read = model.plan(frozenset(dimension.stage for dimension in asked)).stages
-        chosen = next((stage.spec.name for stage in read if stage.spec.name in vectors), next(iter(vectors)))
+        encoders = [stage for stage in vectors if model.stages[stage].lmm is None] or list(vectors)
+        chosen = next((stage.spec.name for stage in read if stage.spec.name in encoders), encoders[0])
         return chosen, vectors[chosen][0]
     stage, _, output = name.partition("/")
     if stage not in vectors or (output and output not in vectors[stage]):

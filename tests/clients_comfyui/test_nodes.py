@@ -33,19 +33,23 @@ rules:
 SKIP, END = "skip the nodes behind", "end the run"
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """The folder, dropped into custom_nodes under a name of the user's and loaded by its path."""
-    folder = tmp_path_factory.mktemp("custom_nodes") / "my critiq-nodes"
-    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    name = str(folder).replace(".", "_x_")  # so ComfyUI names it
+def load(folder: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    yield module
+    return module
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """The folder, dropped into custom_nodes under a name of the user's and loaded by its path."""
+    folder = tmp_path_factory.mktemp("custom_nodes") / "my critiq-nodes"
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    name = str(folder).replace(".", "_x_")  # so ComfyUI names it
+    yield load(folder, name)
     for loaded in [entry for entry in sys.modules if entry.startswith(name)]:
         del sys.modules[loaded]
 
@@ -250,8 +254,5 @@ def test_no_server_and_no_picture(package: ModuleType, server: ServerProcess, mo
 
 def test_without_the_client_the_import_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "critiq", None)
-    spec = importlib.util.spec_from_file_location("critiq_nodes_server", FOLDER / "server.py")
-    assert spec is not None
-    assert spec.loader is not None
-    with pytest.raises(ImportError, match="pip install critiq"):
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    with pytest.raises(ImportError, match="python -m pip install critiq"):
+        load(FOLDER, "nodes_without_the_client")

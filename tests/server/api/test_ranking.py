@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,3 +214,32 @@ async def test_through_the_client(server: Server, scheme: str) -> None:
             await client.rank([RED], at_least=[critiq.Threshold(3, scale="stars")])  # type: ignore[arg-type]
         with pytest.raises(critiq.InvalidArgument, match="diversity"):
             await client.rank([RED], diversity=-1)
+
+
+async def test_on_the_command_line(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a-reddish.png", "b-red.png", "c-blue.png", "d-dark.png"]
+    for name, data in zip(names, (REDDISH, RED, BLUE, DARK), strict=True):
+        (tmp_path / name).write_bytes(data)
+    monkeypatch.setenv("CRITIQ_URL", f"127.0.0.1:{server.app.grpc_port}")
+
+    async def rank(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "critiq.cli", "rank", *names, *options]
+        return await asyncio.to_thread(subprocess.run, command, cwd=tmp_path, capture_output=True, text=True)
+
+    asked = ("--at-least", "brightness:percentile=10", "--at-least", "red:raw=0.01", "--diversity", "0.6", "--top", "2")
+    done, shown, wrong = await asyncio.gather(rank(*asked, "--json"), rank(*asked), rank("--at-least", "red=1"))
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["rank"], line["file"]) for line in lines] == [
+        (1, names[0]),
+        (2, names[2]),
+        (0, names[1]),
+        (0, names[3]),
+    ]
+    assert lines[2]["similar_to"] == names[0]
+    assert lines[3]["reason"] == "brightness percentile 7.84 is below 10"
+    assert "left out for a-reddish.png: similarity" in shown.stdout
+    assert "brightness percentile 7.84 is below 10" in shown.stdout
+    assert wrong.returncode != 0
+    assert "'red=1' is no threshold; write DIMENSION:SCALE=NUMBER" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
