@@ -81,11 +81,12 @@ def stationary(pool: ProcessPoolExecutor, seeds: int, days: int) -> None:
 def shifts(pool: ProcessPoolExecutor, seeds: int) -> None:
     """Prints how many requests of changed traffic came until the alarm."""
     print("\nRequests after the change until the alarm, median (90th percentile):\n")
-    columns = [(10_000, 20_000), (50_000, 20_000), (50_000, 200_000)]
-    print("| change | " + " | ".join(f"baseline of {size:,}, {rate:,} a day" for size, rate in columns) + " |")
+    columns = [(10_000, 1.0, 20_000), (50_000, 1.0, 20_000), (50_000, 1.0, 200_000), (50_000, 2.5, 20_000)]
+    heads = [f"baseline of {size:,}, {rate:,} a day, count_as_one {as_one:g}" for size, as_one, rate in columns]
+    print(f"| change | {' | '.join(heads)} |")
     print("|---" * (len(columns) + 1) + "|")
     for name in SHIFTS:
-        cells = [cell(pool.map(partial(changed, name, size, rate), range(seeds))) for size, rate in columns]
+        cells = [cell(pool.map(partial(changed, name, *column), range(seeds))) for column in columns]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
@@ -144,9 +145,9 @@ def still(per_prompt: int, as_one: float, rate: int, days: int, seed: int) -> tu
     return events["warning"], events["alarm"]
 
 
-def changed(name: str, baseline: int, rate: int, seed: int) -> float:
+def changed(name: str, baseline: int, as_one: float, rate: int, seed: int) -> float:
     """Requests from the change until the alarm; the baseline, and two days more, come before."""
-    traffic = Traffic(DriftSettings(baseline_requests=baseline), rate, 1000 + seed)
+    traffic = Traffic(DriftSettings(baseline_requests=baseline, count_as_one=as_one), rate, 1000 + seed)
     for _ in range(2 * 1440 + round(1440 * baseline / rate)):
         traffic.minute(lambda rng, n: rng.normal(0, 1, n))
     before = traffic.count
