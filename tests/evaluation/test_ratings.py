@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,13 +36,14 @@ def test_mint_by_hand() -> None:
     """r0 gave 1, 2, 3: mean 2, deviation 1; r1 gave 2, 4: mean 3, deviation sqrt 2."""
     found = mint(raw([[1, 2, 3], [2, NAN, 4]]), UNSCREENED)
     root = 1 / math.sqrt(2)
-    z = [[-1, -root], [0], [1, root]]
+    z: list[list[float]] = [[-1, -root], [0], [1, root]]
     for opinion, values in zip(found.opinions, z, strict=True):
         rescaled = [100 * (value + 3) / 6 for value in values]
         assert opinion.mos == pytest.approx(sum(rescaled) / len(values), abs=1e-9)
         assert opinion.count == len(values)
         if len(values) == 2:
             half = 1.96 * abs(rescaled[0] - rescaled[1]) / math.sqrt(2) / math.sqrt(2)
+            assert opinion.mos is not None
             assert opinion.low == pytest.approx(opinion.mos - half, abs=1e-9)
             assert opinion.high == pytest.approx(opinion.mos + half, abs=1e-9)
     assert (found.opinions[1].low, found.opinions[1].reason) == (None, "one rating: no interval")
@@ -74,7 +76,8 @@ def test_bt500_by_hand() -> None:
     found = bt500(raw([[1, 5], [2, 5], [3, 5], [4, NAN]]), Options())
     first, second = found.opinions
     spread = math.sqrt(5 / 3)
-    assert (first.mos, first.std) == (2.5, pytest.approx(spread, abs=1e-9))
+    assert first.mos == 2.5
+    assert first.std == pytest.approx(spread, abs=1e-9)
     assert first.low == pytest.approx(2.5 - 1.96 * spread / 2, abs=1e-9)
     assert (second.mos, second.std, second.low, second.high, second.count) == (5, 0, 5, 5, 3)
     assert not any(rater.rejected for rater in found.raters)
@@ -133,7 +136,7 @@ def test_a_rater_who_is_always_too_high_stays() -> None:
 
 
 def test_raters_of_whom_nothing_can_be_said() -> None:
-    scores = [[1, 2, 3, 4], [3, 3, 3, 3], [NAN, 2, NAN, NAN], [1, 3, 2, 4]]
+    scores: list[list[float]] = [[1, 2, 3, 4], [3, 3, 3, 3], [NAN, 2, NAN, NAN], [1, 3, 2, 4]]
     found = mint(raw(scores), Options())
     reasons = [rater.rejected for rater in found.raters]
     assert reasons == ["", "all 4 ratings are 3: a z-score is not defined", "1 ratings, 2 are needed", ""]
@@ -177,21 +180,21 @@ def test_the_order_of_rows_and_raters_does_not_matter(
         assert first is None or second == pytest.approx(first, abs=1e-6)
 
 
-def write(path: Path, rows: list[list[object]]) -> Path:
+def write(path: Path, rows: Sequence[Sequence[object]]) -> Path:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return path
 
 
 def test_long_and_wide_form_give_the_same(tmp_path: Path) -> None:
-    scores = [[1, 2, 3], [2, NAN, 4]]
+    scores: list[list[float]] = [[1, 2, 3], [2, NAN, 4]]
     long = [
         [f"p{j}", f"r{i}", value]
         for i, row in enumerate(scores)
         for j, value in enumerate(row)
         if not math.isnan(value)
     ]
-    wide = [[f"p{j}", *("" if math.isnan(row[j]) else row[j] for row in scores)] for j in range(3)]
+    wide: list[list[object]] = [[f"p{j}", *("" if math.isnan(row[j]) else row[j] for row in scores)] for j in range(3)]
     first = read_ratings(write(tmp_path / "long.csv", [["image", "subject", "score"], *long]))
     second = read_ratings(write(tmp_path / "wide.csv", [["image", "r0", "r1"], *wide]))
     assert (first.raters, first.pictures) == (second.raters, second.pictures) == (("r0", "r1"), ("p0", "p1", "p2"))
@@ -200,7 +203,15 @@ def test_long_and_wide_form_give_the_same(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_a_rating_is_said(tmp_path: Path) -> None:
-    rows = [["a", "x", 3], ["a", "x", 4], ["a", "y", "good"], ["b", "x", 9], ["", "x", 1], ["b", "", 1], ["b", "y", 2]]
+    rows: list[list[object]] = [
+        ["a", "x", 3],
+        ["a", "x", 4],
+        ["a", "y", "good"],
+        ["b", "x", 9],
+        ["", "x", 1],
+        ["b", "", 1],
+        ["b", "y", 2],
+    ]
     found = read_ratings(write(tmp_path / "raw.csv", [["image", "rater", "score"], *rows]), scale=Scale(0, 5))
     assert [problem.message for problem in found.problems] == [
         "x rated a before; the first rating counts",
@@ -232,7 +243,7 @@ def test_tables_that_are_no_ratings(header: str, columns: dict[str, str], words:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores = people(wild=7)
     rows = [[f"p{j}.png", *scores[:, j].round(3)] for j in range(60)]
-    path = write(tmp_path / "raw.csv", [["image", *(f"r{i}" for i in range(28))], *rows])
+    path = write(tmp_path / "raw.csv", [["image"] + [f"r{i}" for i in range(28)], *rows])
     out = tmp_path / "new" / "mos.csv"
     assert main(["process", str(path), "--method", "mint", "--out", str(out), "--raters", str(tmp_path / "r.csv")]) == 0
     said = capsys.readouterr().out
