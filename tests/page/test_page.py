@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, FileChooser, Locator, Page, expect
+from playwright.sync_api import Browser, FileChooser, Locator, Page, Route, expect
 
 from tests.fixtures.images import animation, encoded, oriented, photo
 from tests.page.accessibility import problems
@@ -232,6 +232,20 @@ def test_an_unreadable_file_has_its_error_and_harms_no_other(page: Page, files: 
     page.get_by_role("button", name="Remove door.png").click()
     expect(page.locator("#sheet")).to_have_count(0)
     expect(page.locator("#detail-title")).to_have_text("notes.png")
+
+
+def test_removing_a_picture_while_it_is_scored(page: Page, files: dict[str, Path]) -> None:
+    held: list[Route] = []
+    page.route("**/v1/score/batch", lambda route: held.append(route))  # noqa: PLW0108 - no built-in method will do
+    page.set_input_files("#files", [files["door.png"], files["poor.png"]])
+    expect(page.locator("#detail")).to_contain_text("Waiting for its scores")
+    page.get_by_role("button", name="Remove door.png").click()
+    expect(page.locator("#detail-title")).to_have_text("poor.png")
+    for route in held:
+        route.continue_()
+    expect(page.locator(".score dl")).to_have_count(3)
+    expect(page.locator("#detail-title")).to_have_text("poor.png")
+    expect(page.locator("#announce")).to_contain_text("Scored poor.png")
 
 
 def test_names_are_text_and_nothing_else(page: Page, files: dict[str, Path]) -> None:

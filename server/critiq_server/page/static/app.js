@@ -130,8 +130,10 @@ async function run() {
   }
 }
 
-function finish(list) {
+function finish(asked) {
   progress("");
+  const list = asked.filter((picture) => pictures.list.includes(picture)); // some may have been removed meanwhile
+  if (!list.length) return;
   const [best] = state.by ? ranking(list, state.by) : [];
   if (best?.rank && !state.picked) state.selected = list[best.index].id;
   draw();
@@ -181,11 +183,14 @@ function draw() {
 
 /** Keeps what the visitor does inside the card (a heat map switched on) while other pictures' scores arrive. */
 function drawDetail(picture) {
-  const key = `${picture.id} ${Boolean(picture.result)} ${picture.error?.message ?? ""} ${state.asked.prompt} ${state.asked.model.name} ${state.asked.model.version} ${verdicts.policies?.length}`;
+  const { prompt, model } = state.asked;
+  const key = JSON.stringify([
+    picture.id, Boolean(picture.result), picture.error?.message, prompt, model.name, model.version, verdicts.policies?.length,
+  ]);
   const node = byId("detail");
   if (node.dataset.key === key && node.childElementCount) return;
   node.dataset.key = key;
-  show(node, detail(picture, state.asked.model), picture.result && verdicts.card(picture, state.asked));
+  show(node, detail(picture, model), picture.result && verdicts.card(picture, state.asked));
 }
 
 function select(id) {
@@ -208,7 +213,8 @@ function request(list, dimensions) {
   }
   return el("section", { class: "card", "aria-labelledby": "request-title" },
     el("h2", { id: "request-title" }, "From a terminal"),
-    el("p", { class: "hint" }, "Run it where the pictures lie. The ", el("a", { href: "docs" }, "API's description"), " has all other calls and forms."),
+    el("p", { class: "hint" }, "Run it where the pictures lie. The ", el("a", { href: "docs" }, "API's description"),
+      " has all other calls and forms."),
     commands);
 }
 
@@ -220,7 +226,8 @@ function progress(text) {
 function notice(text, again) {
   const node = byId("server-notice");
   node.hidden = !text;
-  show(node, text && el("span", {}, text), text && again && el("button", { type: "button", class: "plain", onclick: () => again() }, "Try again"));
+  const button = again && el("button", { type: "button", class: "plain", onclick: () => again() }, "Try again");
+  show(node, text && [el("span", {}, text), button]);
 }
 
 start();

@@ -80,8 +80,9 @@ function curveInWords(quantiles, raw, lower) {
 
 /** A drawing that fills the width it gets: 100 units wide, `height` pixels high; lines keep their thickness. */
 function plot(height, words, ...children) {
-  return svg("svg", { class: `plot high-${height}`, viewBox: `0 0 100 ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": words },
-    children);
+  return svg("svg", {
+    class: `plot high-${height}`, viewBox: `0 0 100 ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": words,
+  }, children);
 }
 
 /** Labels under a drawing, as text of the page: they keep their size whatever the width. */
@@ -127,7 +128,10 @@ export function lines(series, slots, words, unit = "") {
     let path = "";
     let open = false;
     entry.values.forEach((value, at) => {
-      if (value !== null) path += `${open ? "L" : "M"}${x(at, entry.values.length).toFixed(2)} ${y(value).toFixed(2)}${open ? "" : "h0.01"}`;
+      if (value !== null) {
+        const point = `${x(at, entry.values.length).toFixed(2)} ${y(value).toFixed(2)}`;
+        path += open ? `L${point}` : `M${point}h0.01`; // the dash shows a value between two gaps
+      }
       open = value !== null;
     });
     return path && svg("path", { class: `line ${entry.className}`, d: path });

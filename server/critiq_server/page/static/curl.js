@@ -4,7 +4,7 @@ import { address } from "./api.js";
 import { announce, el } from "./dom.js";
 
 /** `text` as one word of a POSIX shell. */
-export function quoted(text) {
+function quoted(text) {
   return /^[\w./:=@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
 

@@ -14,6 +14,11 @@ const STATES = {
 const KINDS = { score: "Scores", input: "Pictures and prompts", embedding: "Embeddings" };
 const UNITS = { pixels: "pixels of a picture", bytes: "bytes of a picture", format: "file formats", prompt_length: "length of prompts" };
 
+const ABOUT = "Windows of the last minutes, hours and days are held against a baseline, which is earlier traffic, and where there "
+  + "is one against the model's reference set. The gap is the largest difference between the two shares of values up to any point "
+  + "(0: the same, 1: nothing in common; of embeddings: standard deviations). p bounds the probability of such a gap, had nothing "
+  + "changed.";
+
 export class Drift {
   constructor(node) {
     this.node = node;
@@ -49,9 +54,7 @@ export class Drift {
     this.drawn = shown;
     const series = report.series;
     show(this.node, head(report),
-      series.length > 0 && el("p", { class: "hint" }, "Windows of the last minutes, hours and days are held against a baseline, which is earlier traffic, "
-        + "and where there is one against the model's reference set. The gap is the largest difference between the two shares of values "
-        + "up to any point (0: the same, 1: nothing in common; of embeddings: standard deviations). p bounds the probability of such a gap, had nothing changed."),
+      series.length > 0 && el("p", { class: "hint" }, ABOUT),
       !report.enabled && el("p", { class: "notice warn" }, "Watching for drift is switched off in the server's settings."),
       report.enabled && !series.length && el("p", { class: "card hint" },
         "Nothing was scored yet. As pictures come in, their scores, sizes, formats and prompts are held against what came before."),
@@ -87,7 +90,7 @@ function one(entry, rule) {
   return el("article", { class: "drift" },
     el("h4", {}, name),
     badge(entry.state),
-    el("p", { class: "hint" }, `${many(entry.count, "value")} seen${entry.since ? `; in this state since ${entry.since.replace("T", " ").replace("Z", " UTC")}` : ""}`),
+    el("p", { class: "hint" }, `${many(entry.count, "value")} seen${since(entry)}`),
     entry.histogram && histogram(entry, name),
     entry.windows.length > 0 && table(`How ${name} differ`, ["Last", "Values", "Against", "Gap", "p"],
       entry.windows.flatMap((window) => Object.entries(window.comparisons).map(([against, found]) => [
@@ -113,10 +116,13 @@ function histogram({ histogram: { edges, categories, shares }, against }, name) 
 
 function learning(entry, rule) {
   if (entry.baseline?.state === "learning") {
-    return el("p", { class: "hint" }, `Learning the baseline: ${entry.baseline.count.toLocaleString("en-GB")} of ${many(entry.baseline.wanted, "value")}.`);
+    const { count, wanted } = entry.baseline;
+    return el("p", { class: "hint" }, `Learning the baseline: ${count.toLocaleString("en-GB")} of ${many(wanted, "value")}.`);
   }
   return entry.windows.length ? null : el("p", { class: "hint" }, `A window needs ${many(rule.least_count, "value")}.`);
 }
+
+const since = (entry) => (entry.since ? `; in this state since ${entry.since.replace("T", " ").replace("Z", " UTC")}` : "");
 
 function hours({ start, end }) {
   const seconds = (Date.parse(end) - Date.parse(start)) / 1000;

@@ -10,7 +10,9 @@ export function heatPanel(picture, model, facts) {
   const image = el("img", { src: picture.url, alt: `The picture ${picture.name}`, class: "subject" });
   const canvas = el("canvas", { class: "overlay", hidden: true, "aria-hidden": "true" });
   const frame = el("div", { class: "frame" }, image, canvas);
-  image.addEventListener("error", () => frame.replaceWith(el("p", { class: "hint" }, "This browser cannot show the picture; the server can read it.")));
+  image.addEventListener("error", () => {
+    frame.replaceWith(el("p", { class: "hint" }, "This browser cannot show the picture; the server can read it."));
+  });
   const { width, height } = picture.result.image;
   const layout = plan(width, height);
   if (!layout || !local.length) {
@@ -23,10 +25,12 @@ export function heatPanel(picture, model, facts) {
   picture.tiles ??= new Map();
   const [kept, key] = [picture.tiles, `${model.name} ${model.version}`];
   const words = el("div", { class: "heat-words" });
-  const toggle = el("button", { type: "button", role: "switch", class: "switch", id: "heat-switch", "aria-checked": "false", onclick: flip },
-    el("span", { class: "knob", "aria-hidden": "true" }), "Heat map");
-  const choice = el("select", { id: "heat-dimension", "aria-label": "Dimension of the heat map", onchange: async () => draw(await kept.get(key)) },
-    local.map((dimension) => el("option", { value: dimension.name }, dimension.title)));
+  const toggle = el("button", {
+    type: "button", role: "switch", class: "switch", id: "heat-switch", "aria-checked": "false", onclick: flip,
+  }, el("span", { class: "knob", "aria-hidden": "true" }), "Heat map");
+  const choice = el("select", {
+    id: "heat-dimension", "aria-label": "Dimension of the heat map", onchange: async () => draw(await kept.get(key)),
+  }, local.map((dimension) => el("option", { value: dimension.name }, dimension.title)));
   const panel = el("div", { class: "heat-choice", hidden: true }, choice);
   return el("div", { class: "heat" }, frame, el("div", { class: "aside" }, facts, el("div", { class: "heat-bar" }, toggle, panel), words));
 
@@ -73,7 +77,8 @@ export function heatPanel(picture, model, facts) {
     const map = localMap(layout, tiles, dimension.name);
     paint(canvas, map);
     canvas.hidden = false;
-    const summary = `${dimension.title}: lowest ${number(map.low)} at the ${map.lowest}, highest ${number(map.high)} at the ${map.highest}.`;
+    const ends = `lowest ${number(map.low)} at the ${map.lowest}, highest ${number(map.high)} at the ${map.highest}`;
+    const summary = `${dimension.title}: ${ends}.`;
     show(words,
       legend(map),
       el("p", {}, summary),
@@ -84,15 +89,19 @@ export function heatPanel(picture, model, facts) {
   }
 }
 
+const rgb = (at) => `rgb(${colour(at).join(" ")})`;
+
 function legend(map) {
   const [from, to] = span(map);
   const stops = [0, 0.25, 0.5, 0.75, 1];
   const id = `colours-${Math.random().toString(36).slice(2)}`;
   return el("div", { class: "legend" },
     el("span", {}, number(from)),
-    svg("svg", { viewBox: "0 0 100 1", preserveAspectRatio: "none", role: "img", "aria-label": `Colours from ${number(from)} to ${number(to)}` },
-      svg("linearGradient", { id }, stops.map((at) => svg("stop", { offset: at, "stop-color": `rgb(${colour(map.lowerIsBetter ? 1 - at : at).join(" ")})` }))),
-      svg("rect", { width: 100, height: 1, fill: `url(#${id})` })),
+    svg("svg", {
+      viewBox: "0 0 100 1", preserveAspectRatio: "none", role: "img", "aria-label": `Colours from ${number(from)} to ${number(to)}`,
+    },
+    svg("linearGradient", { id }, stops.map((at) => svg("stop", { offset: at, "stop-color": rgb(map.lowerIsBetter ? 1 - at : at) }))),
+    svg("rect", { width: 100, height: 1, fill: `url(#${id})` })),
     el("span", {}, number(to)),
     el("span", { class: "hint" }, "red: worse, blue: better"));
 }

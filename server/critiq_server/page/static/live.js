@@ -11,7 +11,6 @@ export class Live {
   constructor(node) {
     this.node = node;
     this.samples = []; // {time, calls, failed, p50, p95} of each second, null where the view was not looking
-    this.first = null;
     this.last = null;
     this.timer = null;
     this.visible = false;
@@ -43,7 +42,8 @@ export class Live {
     if (this.node.childElementCount) return;
     this.parts = Object.fromEntries(["figures", "traffic", "latency", "stages", "scores", "outcomes"].map((name) => [name, el("div", {})]));
     this.state = el("span", { class: "live-state", id: "live-state" }, "…");
-    const card = (title, body, about) => el("section", { class: "card" }, el("h3", {}, title), about && el("p", { class: "hint" }, about), body);
+    const card = (title, body, about) =>
+      el("section", { class: "card" }, el("h3", {}, title), about && el("p", { class: "hint" }, about), body);
     show(this.node,
       el("div", { class: "card-head live-head" }, el("h2", {}, "Live"), this.state),
       this.parts.figures,
@@ -60,7 +60,6 @@ export class Live {
     this.asking = true;
     try {
       const now = await get("v1/live");
-      this.first ??= now;
       if (this.last) this.push(between(this.last, now));
       this.last = now;
       this.state.textContent = "updating every second";
@@ -90,7 +89,8 @@ export class Live {
       figure("Pictures a second", number(latest.pictures, 1)),
       figure("Under way", String(now.under_way.pictures), `of ${now.under_way.pictures_limit} pictures, ${bytes(now.under_way.bytes)}`),
       figure("Half answered within", latest.p50 === null ? "–" : milliseconds(latest.p50)),
-      figure("Found in memory", looked ? `${number((100 * now.store.hits) / looked, 0)} %` : "–", `${many(looked, "look-up")}, ${bytes(now.store.bytes)} kept`)));
+      figure("Found in memory", looked ? `${number((100 * now.store.hits) / looked, 0)} %` : "–",
+        `${many(looked, "look-up")}, ${bytes(now.store.bytes)} kept`)));
     const pick = (name) => this.samples.map((sample) => sample && sample[name]);
     show(traffic, lines([{ className: "first", values: pick("calls") }, { className: "second", values: pick("failed") }], SLOTS,
       `Calls a second over two minutes; now ${number(latest.calls, 1)}, of which ${number(latest.failed, 1)} failed.`),
@@ -106,7 +106,7 @@ export class Live {
 }
 
 /** What happened between two answers, a second. */
-export function between(before, after) {
+function between(before, after) {
   const seconds = Math.max(0.001, after.time - before.time);
   const rate = (entries) => entries.reduce((sum, entry) => sum + entry.count, 0);
   const failed = (entries) => rate(entries.filter((entry) => entry.code !== "OK"));
@@ -132,7 +132,7 @@ function merged(distributions) {
 }
 
 /** A quantile of a histogram, linear within its bucket; null if it is empty. */
-export function quantile(bounds, counts, share) {
+function quantile(bounds, counts, share) {
   const all = counts.reduce((sum, count) => sum + count, 0);
   if (!all) return null;
   let left = share * all;
@@ -164,9 +164,10 @@ function histograms(scores) {
   return el("div", { class: "small-multiples" }, scores.map(({ model, dimension, values }) => {
     const all = total(values);
     const shares = values.counts.slice(0, -1).map((count) => count / all);
+    const about = `${many(all, "score")}, mean ${number(mean(values))}`;
     return el("figure", {},
-      el("figcaption", {}, el("strong", {}, dimension.replaceAll("_", " ")), el("span", { class: "hint" }, `${model}, ${many(all, "score")}, mean ${number(mean(values))}`)),
-      bars([{ className: "first", shares }], ["0", "1"], `${dimension} of ${model}: ${many(all, "score")}, mean ${number(mean(values))}.`));
+      el("figcaption", {}, el("strong", {}, dimension.replaceAll("_", " ")), el("span", { class: "hint" }, `${model}, ${about}`)),
+      bars([{ className: "first", shares }], ["0", "1"], `${dimension} of ${model}: ${about}.`));
   }));
 }
 
@@ -181,14 +182,17 @@ function stageTable(stages) {
 
 function sizeBars(sizes) {
   const all = Math.max(1, total(sizes));
-  const words = sizes.counts.map((count, at) => count && `${at < sizes.bounds.length ? `up to ${sizes.bounds[at]}` : "more"}: ${count}`).filter(Boolean).join(", ");
+  const size = (at) => (at < sizes.bounds.length ? `up to ${sizes.bounds[at]}` : "more");
+  const words = sizes.counts.map((count, at) => count && `${size(at)}: ${count}`).filter(Boolean).join(", ");
   const ends = ["1", `over ${sizes.bounds.at(-1)}`];
   return bars([{ className: "first", shares: sizes.counts.map((count) => count / all) }], ends, words || "none");
 }
 
-const figure = (name, value, about) => el("div", {}, el("dt", {}, name), el("dd", {}, value, about && el("span", { class: "hint" }, about)));
+const figure = (name, value, about) =>
+  el("div", {}, el("dt", {}, name), el("dd", {}, value, about && el("span", { class: "hint" }, about)));
 
-const key = (entries) => el("p", { class: "key", "aria-hidden": "true" }, entries.map(([name, words]) => el("span", { class: name }, words)));
+const key = (entries) =>
+  el("p", { class: "key", "aria-hidden": "true" }, entries.map(([name, words]) => el("span", { class: name }, words)));
 
 /** Replaces a table without losing where a visitor scrolled it to, or the focus on it. */
 function keepScroll(node, fresh) {

@@ -7,7 +7,7 @@ export function share(score) {
 }
 
 /** `raw` with the sign that makes larger better. */
-export const goodness = (score) => (score.direction === "lower_is_better" ? -score.raw : score.raw);
+const goodness = (score) => (score.direction === "lower_is_better" ? -score.raw : score.raw);
 
 /** Share of the reference set at or below `raw`, by its evenly spaced quantiles, linear between them. */
 export function below(quantiles, raw) {

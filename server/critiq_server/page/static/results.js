@@ -33,7 +33,7 @@ function facts(image, prompt) {
 }
 
 /** The report's flags in words. */
-export function remarks(image, prompt) {
+function remarks(image, prompt) {
   const flags = [
     [image.orientation_applied, "Turned upright, as its orientation tag says."],
     [image.alpha_flattened, "Transparent parts were put on the background colour."],
@@ -86,13 +86,15 @@ export function judges(model) {
       el("h4", {}, dimension.title),
       el("p", { class: "meaning" }, `${dimension.description} `, dimension.needs_prompt && el("span", { class: "tag" }, "needs the prompt")),
       dimension.reference_quantiles.length > 1 && distribution(dimension.reference_quantiles, null, dimension.direction),
-      dimension.reference_count > 0 && el("p", { class: "hint" }, `${many(dimension.reference_count, "reference")}: ${dimension.reference_population}`)))),
+      dimension.reference_count > 0 && el("p", { class: "hint" },
+        `${many(dimension.reference_count, "reference")}: ${dimension.reference_population}`)))),
   ];
 }
 
 /** Says why a dimension is missing: the most frequent question of somebody who did not type a prompt. */
 function unasked(model, scores) {
-  const missing = model.dimensions.filter((dimension) => dimension.needs_prompt && !scores.some((score) => score.dimension === dimension.name));
+  const given = scores.map((score) => score.dimension);
+  const missing = model.dimensions.filter((dimension) => dimension.needs_prompt && !given.includes(dimension.name));
   return missing.map((dimension) => el("article", { class: "card score absent" },
     el("h3", {}, dimension.title),
     el("p", { class: "hint" }, "Needs the prompt that the picture was made from: type it and score again."),
