@@ -75,8 +75,8 @@ class Threshold:
         cost_of_all: per picture, if all of them pass; ``cost_of_none`` if none does.
         intervals: of the threshold, which each bootstrap resample chooses anew, and of the cost at the one that was
             chosen, over the resamples; of precision, recall and pass_rate at that one: Wilson's (1927) of a proportion.
-        unseen: the means of these figures on the pictures that a resample left out, at the resample's own threshold:
-            what to expect of new pictures.
+        expected: precision, recall, pass_rate and cost to be expected of new pictures: those on the labels, less what
+            choosing by the same labels flatters (the bootstrap's estimate of optimism: Efron 1983).
         unreachable: share of the resamples in which no threshold reaches the goal.
     """
 
@@ -92,7 +92,7 @@ class Threshold:
     accepted: int
     passing: int
     intervals: dict[str, Range]
-    unseen: dict[str, float]
+    expected: dict[str, float]
     unreachable: float
     notes: tuple[str, ...]
 
@@ -126,7 +126,7 @@ def find_threshold(
         raise EvaluationError(_why_not(found, goal))
     if goal.kind == "cost":
         _check_gain(found, at, said, goal)
-    intervals, unseen, unreachable = _bootstrap(said, starts, thresholds, at, goal, resamples, seed)
+    intervals, expected, unreachable = _bootstrap(said, starts, found, at, goal, resamples, seed)
     good, passing = int(said[starts[at] :].sum()), int(found.passing[at])
     counts = {"precision": (good, passing), "recall": (good, int(accepted.sum())), "pass_rate": (passing, values.size)}
     intervals |= {name: _wilson(*pair) for name, pair in counts.items() if pair[1]}
@@ -143,7 +143,7 @@ def find_threshold(
         accepted=int(accepted.sum()),
         passing=passing,
         intervals=intervals,
-        unseen=unseen,
+        expected=expected,
         unreachable=unreachable,
         notes=(),
     )
@@ -243,29 +243,33 @@ def _check_gain(found: Curves, at: int, accepted: Bools, goal: Goal) -> None:
 
 
 def _bootstrap(
-    accepted: Bools, starts: Integers, thresholds: Floats, at: int, goal: Goal, resamples: int, seed: int
+    accepted: Bools, starts: Integers, whole: Curves, at: int, goal: Goal, resamples: int, seed: int
 ) -> tuple[dict[str, Range], dict[str, float], float]:
-    """Pictures are drawn again, with replacement; a resample is how often each was drawn."""
+    """Pictures are drawn again, with replacement; a resample is how often each was drawn.
+
+    What choosing flatters is how much better a resample's threshold looks on the resample than on all pictures.
+    """
     rng = np.random.default_rng(seed)
-    rows, unseen, missed = [], [], 0
+    rows, flattery, missed = [], [], 0
     for _ in range(resamples):
         weights = np.bincount(rng.integers(0, accepted.size, accepted.size), minlength=accepted.size).astype(np.float64)
-        found = _figures(weights, accepted, starts, thresholds, goal)
+        found = _figures(weights, accepted, starts, whole.thresholds, goal)
         again = _choose(found, goal)
         if again is None:
             missed += 1
             continue
-        rows.append([float(thresholds[again]), float(found.cost[at])])
-        others = _figures((weights == 0).astype(np.float64), accepted, starts, thresholds, goal)
-        unseen.append(_row(others, again))
+        rows.append([float(whole.thresholds[again]), float(found.cost[at])])
+        flattery.append(_row(found, again) - _row(whole, again))
     if not rows:
         return {}, {}, missed / resamples if resamples else 0.0
     low, high = np.percentile(np.array(rows), [2.5, 97.5], axis=0)
     intervals = {name: Range(float(low[place]), float(high[place])) for place, name in enumerate(("threshold", "cost"))}
-    expected: dict[str, float] = {}
-    for name, column in zip(_NAMES, np.array(unseen).T, strict=True):
-        known = column[np.isfinite(column)]  # where nothing that was left out passes, there is no precision
-        expected |= {name: float(known.mean())} if known.size else {}
+    corrected = _row(whole, at) - np.mean(flattery, axis=0)
+    expected = {
+        name: float(max(value, 0.0) if name == "cost" else np.clip(value, 0.0, 1.0))
+        for name, value in zip(_NAMES, corrected, strict=True)
+        if np.isfinite(value)
+    }
     return intervals, expected, missed / resamples
 
 
@@ -277,8 +281,8 @@ def _wilson(count: int, of: int) -> Range:
     return Range(float(found.low), float(found.high))
 
 
-def _row(found: Curves, at: int) -> list[float]:
-    return [float(getattr(found, name)[at]) for name in _NAMES]
+def _row(found: Curves, at: int) -> Floats:
+    return np.array([getattr(found, name)[at] for name in _NAMES])
 
 
 def _with_notes(chosen: Threshold) -> Threshold:
@@ -291,7 +295,7 @@ def _with_notes(chosen: Threshold) -> Threshold:
         notes.append("all labels are of one kind: precision and recall say nothing of this threshold")
     goal = chosen.goal
     if goal.kind == "precision":
-        expected = chosen.unseen.get("precision")
+        expected = chosen.expected.get("precision")
         if expected is not None and expected < goal.target:
             notes.append(
                 f"on new pictures a precision of {expected:.3f} is to be expected, below {goal.target:g}: ask for more "

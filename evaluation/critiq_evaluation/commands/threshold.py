@@ -125,8 +125,8 @@ def summary(chosen: Threshold, dimension: str, scale: str, falls: bool) -> str:
     figures += [("cost", chosen.cost)] if chosen.goal.kind == "cost" else []
     for name, value in figures:
         told = "not defined" if value is None else f"{value:.4f}"
-        unseen = f"; {chosen.unseen[name]:.4f} on pictures left out" if name in chosen.unseen else ""
-        lines.append(f"{name.replace('_', ' '):19} {told}{_range(chosen, name)}{unseen}")
+        expected = f"; {chosen.expected[name]:.4f} to be expected" if name in chosen.expected else ""
+        lines.append(f"{name.replace('_', ' '):19} {told}{_range(chosen, name)}{expected}")
     if chosen.goal.kind == "cost":
         lines.append(
             f"{'cost without it':19} {chosen.cost_of_all:.4f} if all pass, {chosen.cost_of_none:.4f} if none does"
