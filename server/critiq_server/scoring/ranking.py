@@ -121,7 +121,7 @@ def _entry(
     similarity: float | None = None,
 ) -> types.RankedImage:
     own = judgement.dimension.name
-    reason = "; ".join(_in_words(judgement, entry) for entry in missed)
+    reason = "; ".join(_in_words(entry) for entry in missed)
     if similar_to is not None:
         verb = "placed behind" if rank else "left out for"
         reason = f"{verb} picture {similar_to}, which it resembles (cosine similarity {similarity:.4g})"
@@ -154,7 +154,7 @@ def _missed(
     return tuple(missed)
 
 
-def _in_words(judgement: Judgement, missed: types.MissedThreshold) -> str:
+def _in_words(missed: types.MissedThreshold) -> str:
     what = f"{missed.dimension} {missed.scale}"
     if missed.value is None:
         return f"there is no {what} value to hold against {missed.at_least:g}: its score is degraded"
