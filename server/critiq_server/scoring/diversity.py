@@ -58,15 +58,14 @@ def diverse_order(
         relevance: ``[n]``, 0..1, of candidates in the order that score alone gives; of equals the earlier wins.
         similarity: ``[n, n]``, -1..1.
         diversity: 0 (relevance alone) to 1 (distance alone, behind the first).
+        count: 1 to ``n``.
     """
-    order: list[int] = []
-    left = list(range(len(relevance)))
-    nearest = np.zeros(len(relevance))  # similarity to the nearest one picked; less than 0 is no further away than 0
-    while left and len(order) < count:
+    order = [0]  # The relevance is rounded, the order of the candidates is not: the first place is the best score's.
+    nearest = np.maximum(similarity[0], 0.0)  # to the nearest one picked; less than 0 is no further away than 0
+    while len(order) < count:
         value = (1 - diversity) * relevance + diversity * (1 - nearest)
-        # The relevance is rounded, the order of the candidates is not: the first place is the best score's.
-        best = max(left, key=lambda candidate: float(value[candidate])) if order else left[0]
+        value[order] = -np.inf
+        best = int(np.argmax(value))  # of equals the first
         order.append(best)
-        left.remove(best)
         nearest = np.maximum(nearest, similarity[best])
     return order

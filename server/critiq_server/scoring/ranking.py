@@ -102,7 +102,8 @@ def _diverse(judgement: Judgement, eligible: Sequence[Candidate], selection: Sel
         candidate = eligible[place]
         if place >= len(ahead) and rank:
             return _entry(judgement, candidate, rank)
-        nearest = max(ahead, key=lambda other: (float(alike[place, other]), -other))
+        like = alike[place, ahead]
+        nearest = min(other for other, value in zip(ahead, like == like.max(), strict=True) if value)
         return _entry(
             judgement, candidate, rank, similar_to=eligible[nearest].index, similarity=float(alike[place, nearest])
         )
