@@ -78,9 +78,13 @@ class AgreementOfModels:
         return next(pair.srcc for pair in self.pairs if (pair.first.title, pair.second.title) == wanted)
 
     def least_agreeing(self) -> list[Pair]:
-        """Pairs of different models with a correlation, the lowest first; of one dimension before those of two."""
-        defined = [pair for pair in self.pairs if pair.srcc is not None and pair.first.model != pair.second.model]
-        return sorted(defined, key=lambda pair: (pair.first.dimension != pair.second.dimension, pair.srcc))
+        """Pairs with a correlation, the lowest first; of one dimension before those of two.
+
+        Two dimensions of one model count only where there is no pair of different models.
+        """
+        defined = [pair for pair in self.pairs if pair.srcc is not None]
+        across = [pair for pair in defined if pair.first.model != pair.second.model]
+        return sorted(across or defined, key=lambda pair: (pair.first.dimension != pair.second.dimension, pair.srcc))
 
 
 def series_of(scores: Sequence[ModelScores], dimensions: Sequence[str] = ()) -> list[Series]:

@@ -269,6 +269,7 @@ def test_pictures_without_a_score_are_named_and_in_the_exit_status(
     assert main(command) == 1
     assert "p0 has no score: the mean z-score is -1 or less" in capsys.readouterr().err
     assert len(out.read_text().splitlines()) == 4
+    assert read(out).pictures[0].spread == {}  # that of the z-scores is on another scale
     assert main([*command, "--log-offset", "4"]) == 0
     values = [float(row["mos"]) for row in csv.DictReader(out.open())]
     assert (values[0], values[-1]) == (0, 5)

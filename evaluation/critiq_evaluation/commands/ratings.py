@@ -62,7 +62,7 @@ def process(
     found = METHODS[method](read, Options(screening, least_srcc, log_offset))
     _write(
         out,
-        ("image", "mos", "std", "ci_low", "ci_high", "count"),
+        ("image", "mos", "std_z" if method == "aigiqa20k" else "std", "ci_low", "ci_high", "count"),
         ((o.picture, o.mos, o.std, o.low, o.high, o.count) for o in found.opinions if o.mos is not None),
     )
     if raters is not None:

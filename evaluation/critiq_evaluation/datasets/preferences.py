@@ -84,8 +84,8 @@ def image_reward(labels: Path, columns: Mapping[str, str] | None) -> Dataset:
 def pick_a_pic(labels: Path, columns: Mapping[str, str] | None) -> Dataset:
     """Pick-a-Pic (CSV, JSON lines, Parquet): ``image_0_uid,image_1_uid,label_0,label_1,caption``; 0.5 is a tie.
 
-    Pictures are called ``UID.png``, unless ``columns`` names ``first`` and ``second`` (paths), ``label`` (1: the first
-    is preferred) and ``prompt``.
+    Pictures are called ``UID.png``, or end as ``extension`` of ``columns`` says. For pairs of one's own ``columns``
+    names ``first`` and ``second`` (paths), ``label`` (1: the first is preferred) and ``prompt``.
     """
     names = {
         "first": "image_0_uid",

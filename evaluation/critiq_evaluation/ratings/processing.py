@@ -50,7 +50,7 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Processed:
-    """The scores and what became of the raters; ``std`` of opinions is on the scale before the last transformation."""
+    """The scores and what became of the raters; of ``aigiqa20k``, ``std`` of opinions is that of the z-scores."""
 
     method: str
     opinions: tuple[Opinion, ...]
