@@ -47,6 +47,7 @@ KNOWN = {
     "dimension": "brightness",
     "dimensions": ["brightness"],
     "policy": "gallery",
+    "policy_version": "1",
     "prompt": "a red cat",
     "at_least": 0.1,
     "url": None,
@@ -163,11 +164,11 @@ def test_the_document_is_whole(document: Any) -> None:
             assert any(status.startswith("2") for status in operation["responses"]), path
 
 
-def explored(operation: Any) -> set[int]:
+def explored(operation: Any, examples: int) -> set[int]:
     """Status codes that the operation's allowed requests, made plausible, are answered with."""
     statuses: set[int] = set()
 
-    @settings(quick, max_examples=14)
+    @settings(quick, max_examples=examples)
     @given(operation.as_strategy(generation_mode=GenerationMode.POSITIVE), st.data())
     def run(case: Case, data: st.DataObject) -> None:
         if case.media_type == PROTOBUF:
@@ -186,9 +187,13 @@ def explored(operation: Any) -> set[int]:
 
 
 def test_what_the_document_allows(operations: list[Any]) -> None:
-    unanswered = {entry.label for entry in operations if not any(status < 300 for status in explored(entry))}
+    unanswered = [entry for entry in operations if min(explored(entry, 14)) >= 300]
     # A job's name cannot be guessed; the last version of the default model is never unloaded.
-    assert {label for label in unanswered if "/v1/jobs/{name}" not in label} <= {"POST /v1/models/{name}/unload"}
+    never = ("/v1/jobs/{name}", "/v1/models/{name}/unload")
+    for entry in unanswered:
+        if not any(path in entry.label for path in never):
+            # Bad luck: another look at the same operation, long enough that some request is a good one.
+            assert min(explored(entry, 200)) < 300, entry.label
 
 
 def test_what_it_does_not_allow(operations: list[Any]) -> None:
