@@ -22,6 +22,8 @@ Resolver = Callable[[str, int], Awaitable[list[str]]]
 _LOOKUPS = ThreadPoolExecutor(4, "critiq-lookup")
 """Threads of their own: a slow name server holds up nobody else."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_LOCAL = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "fec0::/10", "3fff::/20")))
+"""Not of the public internet, although ``is_global`` says so: clouds have their metadata at 192.0.0.192."""
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -182,7 +184,9 @@ def is_public(text: str) -> bool:
     except ValueError:
         return False
     return all(
-        entry.is_global and not (entry.is_multicast or entry.is_reserved or entry.is_unspecified)
+        entry.is_global
+        and not (entry.is_multicast or entry.is_reserved or entry.is_unspecified)
+        and not any(entry in network for network in _LOCAL)
         for entry in _meant_by(address)
     )
 
