@@ -68,6 +68,11 @@ def add_drift(app: FastAPI, service: Service) -> None:
         },
     )
     async def set_baseline(request: Request) -> Response:
+        if (kind := bodies.content_type(request)) != bodies.JSON:
+            # A page of another site can have its visitor's browser post a form or text here, but not JSON.
+            raise InvalidArgument(
+                f"cannot read a body of type {quoted(kind or '(none)')}; accepted: {bodies.JSON}", field="Content-Type"
+            )
         body = bodies.from_json(BaselineSetJson, await request.body())
         service.model(body.model, body.version)
         answer = service.drift.set_baseline(

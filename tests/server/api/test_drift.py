@@ -145,8 +145,13 @@ async def test_wrong_requests_are_refused_in_words(server: Server) -> None:
         (b'{"model": "tiny", "name": "nothing", "hours": 1}', 404, "no such series"),
         (b'{"model": "tiny", "label": "web", "requests": 5}', 400, "100 to 10000000"),
     ]:
-        response = await server.http.post("/v1/drift/baseline", content=body)
+        response = await server.http.post(
+            "/v1/drift/baseline", content=body, headers={"content-type": "application/json"}
+        )
         assert (response.status_code, words in response.json()["error"]["message"]) == (status, True), response.text
+    body = b'{"model": "tiny", "requests": 1000}'
+    response = await server.http.post("/v1/drift/baseline", content=body, headers={"content-type": "text/plain"})
+    assert (response.status_code, response.json()["error"]["field"]) == (400, "Content-Type")
 
 
 async def test_baselines_cannot_be_set_unless_allowed_and_outlast_the_process(tmp_path: Path) -> None:
