@@ -126,6 +126,8 @@ def methods(jobs: Jobs) -> dict[str, tuple[type[Message], Callable[[Any, float |
         return wire_jobs.job_to_proto(await jobs.get(request.id))
 
     async def list_jobs(request: jobs_pb2.ListJobsRequest, timeout: float | None) -> Message:
+        if request.state not in jobs_pb2.JobState.values():
+            raise InvalidArgument(f"{request.state} is no state of this contract", field="state")
         state = wire_jobs.state_from_proto(request.state) if request.state else None
         found = await jobs.recent(state, request.limit, request.after)
         return jobs_pb2.ListJobsResponse(jobs=[wire_jobs.job_to_proto(job) for job in found])

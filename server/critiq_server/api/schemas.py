@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import binascii
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,7 +23,9 @@ class RawJson(_Body):
     """Pixels in row-major order, base64; float32 is little-endian, 0..1."""
 
     base64: str
-    shape: list[int] = Field(min_length=3, max_length=3, description="In the order of `layout`; channels 1 or 3.")
+    shape: list[Annotated[int, Field(ge=0, le=2**32 - 1)]] = Field(
+        min_length=3, max_length=3, description="In the order of `layout`; channels 1 or 3."
+    )
     dtype: Literal["uint8", "float32"] = "uint8"
     layout: Literal["hwc", "chw"] = "hwc"
 

@@ -20,6 +20,7 @@ from critiq_server.jobs.outbox import Delivery, Outbox
 from critiq_server.jobs.settings import CallbackSettings
 from critiq_server.jobs.thread import Thread
 from critiq_server.outbound.connect import Answer, Outbound
+from critiq_server.outbound.urls import parse
 from critiq_server.telemetry.faults import internal
 
 logger = structlog.get_logger("critiq")
@@ -28,6 +29,7 @@ FIELD = "callback.url"
 
 _AT_ONCE, _AT_ONCE_A_HOST = 32, 4
 """Tries under way; one slow receiver does not hold up the others."""
+_PAGE = 1000
 _LONGEST_SLEEP = 60.0
 _AFTER_A_FAULT = 60.0
 
@@ -93,16 +95,20 @@ class Callbacks:
 
     async def _start_due(self) -> float:
         """Starts tries of what is due, as far as there is room; returns the seconds until there may be more to do."""
-        for delivery in await self._run(self._outbox.due, time.time(), 1000):
-            host = delivery.url.split("/")[2]
-            if delivery.job in self._sending or self._hosts[host] >= _AT_ONCE_A_HOST:
-                continue
-            if len(self._sending) >= _AT_ONCE:
-                break
-            self._hosts[host] += 1
-            task = asyncio.create_task(self._try(delivery))
-            self._sending[delivery.job] = task
-            task.add_done_callback(partial(self._done, delivery.job, host))
+        now, seen = time.time(), 0
+        # Page by page: a long queue for one host, which has its share of the tries already, hides nobody behind it.
+        while len(self._sending) < _AT_ONCE and (page := await self._run(self._outbox.due, now, _PAGE, seen)):
+            seen += len(page)
+            for delivery in page:
+                host = parse(delivery.url, FIELD).host
+                if delivery.job in self._sending or self._hosts[host] >= _AT_ONCE_A_HOST:
+                    continue
+                if len(self._sending) >= _AT_ONCE:
+                    break
+                self._hosts[host] += 1
+                task = asyncio.create_task(self._try(delivery))
+                self._sending[delivery.job] = task
+                task.add_done_callback(partial(self._done, delivery.job, host))
         following = await self._run(self._outbox.next_due)
         if following is None or following <= time.time():  # what is under way wakes us when it ends
             return _LONGEST_SLEEP

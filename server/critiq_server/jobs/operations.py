@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 PAGE, LARGEST_PAGE = 100, 1000
 _LONGEST_KEY = 255
+_LONGEST_ID = 1024
+"""Ids stay as long as the results, which no limit on bytes counts."""
 _FORGET_EVERY = 60.0
 
 
@@ -166,6 +168,11 @@ class Jobs:
                 field="items",
             )
         check_unique([item.id for item in items])
+        for position, item in enumerate(items):
+            if len(item.id) > _LONGEST_ID:
+                raise InvalidArgument(
+                    f"{len(item.id)} characters, the limit in a job is {_LONGEST_ID}", field=f"items[{position}].id"
+                )
 
     def _check_callback(self, url: str) -> None:
         if not self._outbound.enabled:

@@ -26,11 +26,12 @@ class Outbox:
         self._store = store
         self._run = store.connection.execute
 
-    def due(self, now: float, limit: int) -> list[Delivery]:
-        """Those that are due, longest first."""
+    def due(self, now: float, limit: int, start: int = 0) -> list[Delivery]:
+        """Those that are due, longest first; ``start``: without the first so many."""
         rows = self._run(
-            "SELECT job, message, url, body, attempts, give_up FROM callbacks WHERE due <= ? ORDER BY due LIMIT ?",
-            (now, limit),
+            "SELECT job, message, url, body, attempts, give_up FROM callbacks WHERE due <= ? ORDER BY due "
+            "LIMIT ? OFFSET ?",
+            (now, limit, start),
         )
         return [Delivery(*row) for row in rows]
 

@@ -300,7 +300,7 @@ class JobStore:
     def forget(self, ended_before: float) -> int:
         """Deletes jobs that ended before then, and the oldest ended ones beyond ``max_kept``; empties the log.
 
-        Jobs whose callback is still to be delivered stay. Returns how many went.
+        Jobs whose callback is still to be delivered stay while there are no more than that. Returns how many went.
         """
         with self.transaction():
             gone = self.connection.execute(
@@ -310,7 +310,7 @@ class JobStore:
             ).rowcount
             gone += self.connection.execute(
                 "DELETE FROM jobs WHERE number IN (SELECT number FROM jobs LEFT JOIN callbacks ON job = number "
-                "WHERE finished IS NOT NULL AND due IS NULL ORDER BY finished LIMIT "
+                "WHERE finished IS NOT NULL ORDER BY due IS NOT NULL, finished LIMIT "
                 "max(0, (SELECT count(*) FROM jobs) - ?))",
                 (self._settings.max_kept,),
             ).rowcount

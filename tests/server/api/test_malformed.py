@@ -108,7 +108,12 @@ async def test_text_beyond_ascii_comes_through_a_form_unharmed(server: Server, c
         (b'{"image": {"base64": "AA=="}, "dimensions": "brightness"}', "dimensions", "array"),
         (b'{"image": {"base64": "AA=="}, "priority": "urgent"}', "priority", "interactive"),
         (b'{"image": {"raw": {"base64": "", "shape": [1, 1, 3], "dtype": "int4"}}}', "image.raw.dtype", "uint8"),
-        (b'{"image": {"raw": {"base64": "", "shape": [-1, 32, 3]}}}', "image.raw.shape", "-1"),
+        (b'{"image": {"raw": {"base64": "", "shape": [-1, 32, 3]}}}', "image.raw.shape[0]", "greater than"),
+        (
+            b'{"image": {"raw": {"base64": "", "shape": [1, 99999999999999999999, 3]}}}',
+            "image.raw.shape[1]",
+            "less than",
+        ),
         (b'{"image": {"raw": {"base64": "", "shape": [1e400, 1, 3]}}}', "", ""),
     ],
 )

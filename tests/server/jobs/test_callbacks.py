@@ -17,7 +17,15 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 import critiq
 from critiq_server.app import App
-from critiq_server.jobs.settings import CallbackSettings
+from critiq_server.jobs import callbacks
+from critiq_server.jobs.outbox import Outbox
+from critiq_server.jobs.records import NewJob, stored
+from critiq_server.jobs.settings import CallbackSettings, JobSettings
+from critiq_server.jobs.store import JobStore
+from critiq_server.jobs.thread import Thread
+from critiq_server.outbound.connect import Answer, Outbound
+from critiq_server.outbound.urls import Address
+from critiq_server.queries import Item
 from tests.support.bundles import write_bundle
 from tests.support.https import answer
 from tests.support.receiver import NEXT_SECRET, SECRET, Receiver, receiving
@@ -235,6 +243,37 @@ async def test_nothing_private_is_logged(bundles: Path, tmp_path: Path, capfd: p
     assert "job ended" in logged
     for private in (PROMPT, "token=secret", SECRET, json.dumps(PROMPT)):
         assert private not in logged
+
+
+class _OneHostHangs(Outbound):
+    """Takes every message at once, but for those to ``slow.example``, which it keeps waiting."""
+
+    async def request(self, method: str, address: Address, **options: Any) -> Answer:
+        if address.host == "slow.example":
+            await asyncio.Event().wait()
+        return Answer(204, {}, b"")
+
+
+async def test_a_long_queue_for_one_host_hides_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "_PAGE", 4)
+    settings = JobSettings(callbacks=CallbackSettings(hosts=("*.example",), secrets=(SECRET,)))  # type: ignore[arg-type]
+    run = Thread()
+    store = await run(JobStore, tmp_path / "jobs.db", settings)
+    item = stored(Item("0", critiq.InvalidArgument("no picture")))
+    for at in range(10):
+        host = "quick.example" if at == 9 else "slow.example"
+        job = await run(store.submit, NewJob([item], callback=f"https://{host}?{at}"), 0.0)
+        await run(store.end, job.id, "done", "", float(at), lambda _: b"{}")
+    told: list[str] = []
+    outbound = _OneHostHangs(settings.callbacks, "jobs.callbacks")
+    delivering = callbacks.Callbacks(Outbox(store), run, settings.callbacks, outbound, told.append)
+    task = asyncio.create_task(delivering.deliver())
+    await until(lambda: told == ["delivered"])
+    assert delivering._hosts == {"slow.example": 4}
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await run(store.close)
+    run.close()
 
 
 async def until_tried(client: critiq.AsyncClient, name: str, count: int) -> None:

@@ -147,6 +147,8 @@ async def test_a_key_is_one_job(server: Server) -> None:
         ({"items": []}, 400, "items"),
         ({"items": [{"image": {}}] * 41}, 413, "items"),
         ({"items": [{"image": {}, "id": "a"}] * 2}, 400, "items[1].id"),
+        ({"items": [{"image": {}, "id": "a" * 1025}]}, 400, "items[0].id"),
+        ({"items": [{"image": {"raw": {"base64": "", "shape": [10**30, 1, 3]}}}]}, 400, "items[0].image.raw.shape[0]"),
         ({"items": [{"image": {}}], "callback": {"url": ""}}, 400, "callback.url"),
         ({"items": [{"image": {}}], "callback": {"url": "https://hooks.example/"}}, 403, "callback.url"),
         ({"items": [{"image": {}}], "idempotency_key": "k" * 256}, 400, "idempotency_key"),

@@ -180,6 +180,15 @@ def test_what_ended_longest_ago_goes_beyond_the_limit(store: JobStore) -> None:
     assert [job.id for job in store.recent(None, 9, "")] == [names[4], names[3], names[0]]
 
 
+def test_callbacks_that_nobody_takes_do_not_fill_the_disk(store: JobStore) -> None:
+    for at in range(5):
+        job = store.submit(new(callback=URL), 1.0)
+        assert store.claim([], 1.0) is not None
+        finish(store, job.id, now=float(at))
+    assert store.forget(ended_before=0.0) == 2
+    assert [job.finished for job in store.recent(None, 9, "")] == [4.0, 3.0, 2.0]
+
+
 def test_tries_of_callbacks(store: JobStore) -> None:
     outbox = Outbox(store)
     jobs = [store.submit(new(callback=URL), 1.0) for _ in range(3)]
