@@ -87,18 +87,14 @@ def pick_a_pic(labels: Path, columns: Mapping[str, str] | None) -> Dataset:
     Pictures are called ``UID.png``, or end as ``extension`` of ``columns`` says. For pairs of one's own ``columns``
     names ``first`` and ``second`` (paths), ``label`` (1: the first is preferred) and ``prompt``.
     """
-    names = {
-        "first": "image_0_uid",
-        "second": "image_1_uid",
-        "label": "label_0",
-        "prompt": "caption",
-        **(columns or {}),
-    }
-    ending = "" if columns and "first" in columns else ".png"
+    given = dict(columns or {})
+    ending = "" if "first" in given else f".{given.pop('extension', 'png').lstrip('.')}"
+    names = {"first": "image_0_uid", "second": "image_1_uid", "label": "label_0", "prompt": "caption", **given}
+    for what in names:
+        if what not in ("first", "second", "label", "prompt"):
+            raise EvaluationError(f"--column {what}=...: pairs have first, second, label, prompt and extension")
     table = read_table(labels)
     for what, column in names.items():
-        if what not in ("first", "second", "label", "prompt"):
-            raise EvaluationError(f"--column {what}={column}: pairs have first, second, label and prompt")
         if not table.column(column):
             raise EvaluationError(f"{labels} has no column {column!r} for {what}; it has {table.listing()}")
     first, second, label, prompt = (table.column(names[what]) for what in ("first", "second", "label", "prompt"))

@@ -131,6 +131,22 @@ def test_several_pictures_ranked_at_once_give_every_pair_but_ties(tmp_path: Path
     assert dataset.problems[2].message.startswith("1 pairs are ties")
 
 
+def test_pairs_of_ones_own_and_other_endings(tmp_path: Path) -> None:
+    written = write_preferences("pick-a-pic", tmp_path)
+    pairs = read("pick-a-pic", written.labels, {"extension": "jpg"}).preferences
+    assert (pairs[0].better, pairs[0].worse) == ("1.jpg", "0.jpg")
+    path = tmp_path / "pairs.csv"
+    path.write_text("a,b,won,text\nx.png,sub/y.png,1,p\nx.png,z.png,0.5,p\nz.png,y.png,2,p\n")
+    dataset = read("pick-a-pic", path, {"first": "a", "second": "b", "label": "won", "prompt": "text"})
+    assert dataset.preferences == (Preference("x.png", "sub/y.png", "p"),)
+    assert [problem.message for problem in dataset.problems] == [
+        "won is '2', expected 0, 0.5 or 1; the pair is left out",
+        "1 pairs are ties: people preferred neither; they are left out",
+    ]
+    with pytest.raises(EvaluationError, match="pairs have first, second, label, prompt and extension"):
+        read("pick-a-pic", path, {"image": "a"})
+
+
 def test_columns_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_bytes(
