@@ -137,7 +137,7 @@ def calibrate(
         srcc_after=float(stats.spearmanr(new, ratings).statistic),
         tied=_tied(scores, new),
         dimension=after,
-        notes=_notes(scores, fitted.scores, methods[chosen], method is None, len(methods)),
+        notes=_notes_on(dimension) + _notes(scores, fitted.scores, methods[chosen], method is None, len(methods)),
     )
 
 
@@ -158,6 +158,17 @@ def _notes(
         notes.append(f"{errors.failed} fits of the cross-validation failed and are left out of its errors")
     if automatic and tried > 1:
         notes.append("the method was chosen by the errors that are reported, which flatters them slightly")
+    return tuple(notes)
+
+
+def _notes_on(dimension: Dimension) -> tuple[str, ...]:
+    notes = []
+    if dimension.scope == "within_prompt":
+        notes.append(
+            "raw values of this dimension compare pictures of one prompt only; one map for all prompts hides that"
+        )
+    if dimension.fallback is not None:
+        notes.append("the fallback head keeps its own calibration: degraded scores are not on the ratings' scale")
     return tuple(notes)
 
 
