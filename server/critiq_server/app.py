@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 import uvicorn
 from prometheus_client import start_http_server
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from critiq.errors import CritiqError
 from critiq_server.api.compat.faces import listeners
@@ -311,6 +312,29 @@ class App:
             await self._grpc.set_health(name, serving)
 
 
+class _Http(HttpToolsProtocol):
+    """uvicorn's, which would collect any number of headers and trailers: no limit on bodies counts them."""
+
+    _MOST = 2**16
+    _outside = 0
+    """Bytes since a request began, or since the last of its body."""
+
+    def data_received(self, data: bytes) -> None:
+        if self._outside > self._MOST:
+            self.send_400_response("The headers are too long.")
+            return
+        self._outside += len(data)
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        self._outside = 0
+        super().on_message_begin()
+
+    def on_body(self, body: bytes) -> None:
+        self._outside = 0
+        super().on_body(body)
+
+
 class _Uvicorn(uvicorn.Server):
     """uvicorn beside gRPC in one loop: the process handles the signals, not it."""
 
@@ -318,7 +342,7 @@ class _Uvicorn(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=_Http,
                 ws="none",
                 lifespan="off",
                 log_config=None,

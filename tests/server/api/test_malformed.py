@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -287,8 +288,6 @@ async def test_refusals_can_be_had_as_protobuf(server: Server) -> None:
 
 
 async def test_bytes_that_are_not_http(server: Server) -> None:
-    import asyncio
-
     reader, writer = await asyncio.open_connection("127.0.0.1", server.app.rest_port)
     writer.write(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
     await writer.drain()
@@ -296,6 +295,34 @@ async def test_bytes_that_are_not_http(server: Server) -> None:
     writer.close()
     assert b" 400 " in answer.split(b"\r\n")[0]
     assert (await server.ports.http.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\n",
+        b"POST /v1/score HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n",
+    ],
+    ids=["headers", "trailers"],
+)
+async def test_headers_without_end(server: Server, start: bytes) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", server.app.rest_port)
+    writer.write(start)
+
+    async def write_50_megabytes() -> None:
+        for _ in range(5000):
+            writer.write(b"X-More: " + b"y" * 10_000 + b"\r\n")
+            await writer.drain()
+
+    with pytest.raises(ConnectionError):
+        await write_50_megabytes()
+    writer.close()
+    assert (await server.ports.http.get("/healthz")).status_code == 200
+
+
+async def test_a_large_body_is_not_taken_for_headers(server: Server) -> None:
+    refusal = await posted(server, content=bytes(REQUEST_BYTES - 1), headers={"content-type": "image/png"})
+    assert refusal.field == "image.encoded"  # it was read as a body
 
 
 async def test_it_serves_normally_after_all_this(server: Server) -> None:
