@@ -16,7 +16,7 @@ from critiq_evaluation.agreement_report import markdown
 from critiq_evaluation.commands.agreement import main
 from critiq_evaluation.local_server import local_server
 from critiq_evaluation.scoring import Asked
-from tests.support.bundles import edit_manifest, write_bundle
+from tests.support.bundles import edit_manifest, write_bundle, write_simulated
 
 COUNT = 20
 TOKENS = [1 + (7 * i) % 6 for i in range(COUNT)]
@@ -33,6 +33,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     dimensions = json.loads((turned / "manifest.json").read_text())["dimensions"]
     dimensions[0]["direction"] = "lower_is_better"
     edit_manifest(turned, dimensions=dimensions)
+    write_simulated(bundles)
     with local_server(["tiny", "shifted", "reversed"], [bundles]) as url:
         yield url
 
@@ -113,6 +114,16 @@ def test_the_same_command_again_goes_on_from_the_scores(url: str, images: Path, 
     assert (tmp_path / "scores.jsonl").read_text().startswith("".join(lines[:7]))
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 2 * COUNT
     assert (tmp_path / "pairs.csv").read_text() == pairs
+
+
+def test_a_model_without_the_dimension_is_left_out_and_named(
+    url: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [word for name in ("tiny", "simulated", "shifted") for word in ("--model", name)]
+    assert main(command(url, images, tmp_path, *named, "--dimension", "brightness", "--resamples", "0")) == 0
+    said = capsys.readouterr()
+    assert said.err == "critiq agreement: simulated has no brightness; it is left out\n"
+    assert "tiny:1 brightness and shifted:1 brightness: SRCC 1.0000; 20 pictures" in said.out
 
 
 def test_a_picture_that_cannot_be_read(

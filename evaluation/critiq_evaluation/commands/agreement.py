@@ -68,7 +68,7 @@ def compare(
     kept = cache or out / "scores.jsonl"
     with local_server(model or [], bundles or []) if local else nullcontext(server) as url:
         names = list(dict.fromkeys(model or _loaded(url, timeout)))
-        _check_dimensions(url, timeout, names, dimension or [])
+        names = _comparable(url, timeout, names, dimension or [])
         try:
             scores = score_pictures(
                 pictures,
@@ -115,20 +115,26 @@ def _loaded(url: str, timeout: float) -> list[str]:
         return [f"{model.name}:{model.version}" for model in client.models() if model.state == "ready"]
 
 
-def _check_dimensions(url: str, timeout: float, models: Sequence[str], dimensions: Sequence[str]) -> None:
-    """So that what cannot be compared costs no time: models, their dimensions, and that there are two of them."""
+def _comparable(url: str, timeout: float, models: Sequence[str], dimensions: Sequence[str]) -> list[str]:
+    """The models that have one of ``dimensions``; asked first, so that what cannot be compared costs no time."""
     with critiq.Client(url, timeout=timeout) as client:
         found = [client.model(*name.partition(":")[::2]) for name in models]
     known = list(dict.fromkeys(dimension.name for model in found for dimension in model.dimensions))
     for name in dimensions:
         if name not in known:
             raise EvaluationError(f"--dimension {name!r}: no model has it; there is {', '.join(known)}")
-    compared = [name for model in found for name in (d.name for d in model.dimensions) if name in (dimensions or known)]
-    if len(compared) < 2:
+    wanted = dimensions or known
+    compared = {
+        name: [d.name for d in model.dimensions if d.name in wanted] for name, model in zip(models, found, strict=True)
+    }
+    if sum(map(len, compared.values())) < 2:
         raise EvaluationError(
             f"one thing alone has no agreement: {', '.join(models) or 'no model is loaded'}; name two models with "
             "--model, or one with two dimensions"
         )
+    for name in (name for name in models if not compared[name]):
+        complain(_NAME, f"{name} has no {' and no '.join(dimensions)}; it is left out")
+    return [name for name in models if compared[name]]
 
 
 def _summarise(found: AgreementOfModels) -> bool:

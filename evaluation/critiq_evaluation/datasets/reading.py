@@ -72,6 +72,7 @@ READERS: dict[str, Reader] = {
         _reader("generic", "any CSV, XLSX or JSON with a picture and ratings in a row", generic),
     )
 }
+_ALSO_CALLED = {"aigcqa-20k": "aigiqa-20k", "aigciqa2023+": "aigciqa2023plus", "hpd-v2": "hpdv2", "table": "generic"}
 _PREFERENCES = {"hpdv2": ("rank,image_path", "human_preference,file_path"), "imagereward": ("ranking,generations",)}
 
 
@@ -79,7 +80,7 @@ def read(name_or_file: str | Path, labels: Path | None = None, columns: Mapping[
     """Reads a dataset. Pictures are in the order of the file; what is wrong with a row is in ``problems``.
 
     Args:
-        name_or_file: one of :data:`READERS`, with ``labels``; or the label file itself, which is recognised by its
+        name_or_file: one of :data:`READERS`, in any case, with ``labels``; or the label file itself, recognised by its
             columns. :attr:`Dataset.name` says as what.
         labels: the label file, or the directory of a dataset with several.
         columns: which column says what, for tables: ``image``, ``prompt``, ``split``, a group, ``NAME_std``, and every
@@ -90,11 +91,11 @@ def read(name_or_file: str | Path, labels: Path | None = None, columns: Mapping[
             expected.
     """
     if labels is not None:
-        reader = READERS.get(str(name_or_file).lower())
+        reader = READERS.get(_normal(name_or_file))
         if reader is None:
             raise EvaluationError(f"no dataset is called {str(name_or_file)!r}; known are {', '.join(READERS)}")
     else:
-        if str(name_or_file).lower() in READERS and not Path(name_or_file).exists():
+        if _normal(name_or_file) in READERS and not Path(name_or_file).exists():
             raise EvaluationError(f"the dataset {name_or_file} needs its label file: --labels FILE")
         labels = Path(name_or_file)
         if not labels.exists():
@@ -105,6 +106,11 @@ def read(name_or_file: str | Path, labels: Path | None = None, columns: Mapping[
     if not labels.exists():
         raise EvaluationError(f"the label file {labels} does not exist")
     return reader.read(labels, columns)
+
+
+def _normal(name: str | Path) -> str:
+    plain = str(name).lower().replace("_", "-")
+    return _ALSO_CALLED.get(plain, plain)
 
 
 def recognise(labels: Path) -> Reader:

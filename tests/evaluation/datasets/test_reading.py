@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from critiq_evaluation.datasets.layouts import Layout, normal_path, to_dataset, why_bad_path
@@ -57,7 +58,7 @@ def test_prompts_groups_spreads_and_splits_come_along(tmp_path: Path) -> None:
     assert [picture.prompt for picture in agiqa.pictures[:4]] == PROMPTS
     assert dict(agiqa.pictures[1].groups) == {"generator": "sd1.5", "setting": "lowstep"}
     assert dict(agiqa.pictures[0].spread) == {"quality": 0.4, "alignment": 0.5}
-    aigiqa = read("aigiqa-20k", write_dataset("aigiqa-20k", tmp_path / "b").labels)
+    aigiqa = read("AIGCQA_20K", write_dataset("aigiqa-20k", tmp_path / "b").labels)
     assert [picture.split for picture in aigiqa.pictures].count("train") == 6
     assert {picture.split for picture in aigiqa.pictures} == {"train", "validation", "test"}
     assert aigiqa.pictures[1].groups["generator"] == "SDXL"
@@ -294,3 +295,15 @@ def _fits(rating: str) -> bool:
         return 0 <= float(rating) <= 5
     except ValueError:
         return False
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([".csv", ".json", ".jsonl", ".xlsx", ".parquet"]), st.one_of(st.binary(), st.text().map(str.encode))
+)
+def test_no_content_of_a_file_is_a_fault_of_ours(tmp_path: Path, ending: str, content: bytes) -> None:
+    path = tmp_path / f"any{ending}"
+    path.write_bytes(content)
+    for name in ("agiqa-3k", "koniq-10k", "pick-a-pic", "imagereward", "generic", ""):
+        with suppress(EvaluationError):
+            read(name, path) if name else read(path)
