@@ -30,6 +30,7 @@ for _command in (
     handover.export,
     handover.features,
     handover.policy,
+    handover.keys,
     handover.evaluate,
     handover.ratings,
     handover.calibrate,
