@@ -77,8 +77,8 @@ class App:
         """Loads the models and listens.
 
         Raises:
-            StartError: a port is taken, a store on disk cannot be opened, a moderation policy or the file of keys cannot
-                be used, or no model could be loaded.
+            StartError: a port is taken, a store on disk cannot be opened, the file of keys or a moderation policy
+                cannot be used, or no model could be loaded.
         """
         try:
             security = self.settings.security

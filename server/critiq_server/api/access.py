@@ -54,7 +54,7 @@ def http_scopes(method: str, path: str, *, open_documents: bool = True) -> Scope
         return LISTING if reading else MODELS
     if path.startswith("/v2/repository/"):
         return LISTING if path == "/v2/repository/index" else MODELS
-    if path == "/v1/drift" or path == "/v1/live":
+    if path in ("/v1/drift", "/v1/live"):
         return METRICS
     if path.startswith("/v1/drift/"):
         return MODELS
@@ -120,7 +120,7 @@ class Guarded:
             await self._app(scope, receive, send)
 
 
-class GuardedCalls(grpc.aio.ServerInterceptor):
+class GuardedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
     """The same before every gRPC service.
 
     Args:
@@ -157,7 +157,7 @@ class GuardedCalls(grpc.aio.ServerInterceptor):
         # As a stream whatever the call is: so nothing that the caller sends is read.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _counted(self, handler: Any, allowance: Allowance) -> grpc.RpcMethodHandler[Any, Any]:
+    def _counted(self, handler: Any, allowance: Allowance) -> Any:
         if handler is None or (handler.unary_unary is None and handler.stream_stream is None):
             return handler  # no such method; there is no other kind of call behind keys
 

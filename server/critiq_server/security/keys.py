@@ -1,8 +1,8 @@
 """Keys of callers: how they look, how they are kept, which one a call carries.
 
-A key is ``critiq_<id>_<secret>``. The id finds the entry; of the whole key only the SHA-256 is kept. A slow password hash
-would add nothing: the secret has 256 random bits, which nobody can try out however fast the hash is, and a fast hash
-costs the serving path two microseconds.
+A key is ``critiq_<id>_<secret>``. The id finds the entry; of the whole key only the SHA-256 is kept. A slow password
+hash would add nothing: the secret has 256 random bits, which nobody can try out however fast the hash is, and a fast
+hash costs the serving path microseconds.
 """
 
 from __future__ import annotations

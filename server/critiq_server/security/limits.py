@@ -68,7 +68,7 @@ class Allowance:
                 self._day, self._today = int(day), 0
             if self._today >= per_day:
                 raise TooBusy(
-                    f"the key {self.key.name!r} has used its {per_day} requests of this day, which ends at midnight UTC",
+                    f"the key {self.key.name!r} has used its {per_day} requests of this day (until midnight UTC)",
                     retry_after=_DAY - gone,
                 )
         if rate is not None:
