@@ -9,7 +9,7 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 from urllib.parse import quote
 
 import grpc
@@ -40,6 +40,7 @@ _LONGEST_WAIT = 10.0
 """Seconds that an item of a stream is held back for its key's rate; beyond that the stream ends with the reason."""
 _ASK = 'Bearer realm="critiq"'
 
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Abort = Callable[[Any, CritiqError], Awaitable[None]]
 
 
@@ -145,7 +146,7 @@ class GuardedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             allowance = self._guard.admit(credential(headers), scopes, method)
         except CritiqError as error:
             return self._refusing(error)
-        return self._counted(await continuation(handler_call_details), allowance)
+        return _counted(await continuation(handler_call_details), allowance, self._abort)
 
     def _refusing(self, error: CritiqError) -> grpc.RpcMethodHandler[Any, Any]:
         async def refuse(requests: Any, context: Any) -> NoReturn:
@@ -157,29 +158,31 @@ class GuardedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         # As a stream whatever the call is: so nothing that the caller sends is read.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _counted(self, handler: Any, allowance: Allowance) -> Any:
-        if handler is None or (handler.unary_unary is None and handler.stream_stream is None):
-            return handler  # no such method; there is no other kind of call behind keys
 
-        async def unary(request: Any, context: Any) -> Any:
-            try:
-                with allowance.call():
-                    return await handler.unary_unary(request, context)
-            except CritiqError as error:
-                await self._abort(context, error)
+def _counted(handler: _Handler, allowance: Allowance, abort: Abort) -> _Handler:
+    found: Any = handler
+    if found is None or (found.unary_unary is None and found.stream_stream is None):
+        return handler  # no such method; there is no other kind of call behind keys
 
-        async def stream(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-            try:
-                with allowance.call():
-                    async for answer in handler.stream_stream(_spending(requests, allowance), context):
-                        yield answer
-            except CritiqError as error:
-                await self._abort(context, error)
+    async def unary(request: Any, context: Any) -> Any:
+        try:
+            with allowance.call():
+                return await found.unary_unary(request, context)
+        except CritiqError as error:
+            await abort(context, error)
 
-        serialization = (handler.request_deserializer, handler.response_serializer)
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(unary, *serialization)
-        return grpc.stream_stream_rpc_method_handler(stream, *serialization)
+    async def stream(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        try:
+            with allowance.call():
+                async for answer in found.stream_stream(_spending(requests, allowance), context):
+                    yield answer
+        except CritiqError as error:
+            await abort(context, error)
+
+    serialization = (found.request_deserializer, found.response_serializer)
+    if found.unary_unary is not None:
+        return grpc.unary_unary_rpc_method_handler(unary, *serialization)
+    return grpc.stream_stream_rpc_method_handler(stream, *serialization)
 
 
 async def _spending(requests: AsyncIterator[Any], allowance: Allowance) -> AsyncIterator[Any]:

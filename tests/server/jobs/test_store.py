@@ -276,14 +276,14 @@ def test_errors_of_reading_are_results() -> None:
 
 def test_a_file_from_before_jobs_had_owners_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
-    first = JobStore(path, JobSettings(path=path))
-    job = first.submit(NewJob([StoredItem("a", b"{}", b"")], key="k"), 1.0)
+    first = JobStore(path, settings())
+    job = first.submit(new(key="k"), 1.0)
     first.connection.execute("ALTER TABLE jobs DROP COLUMN owner")
     first.connection.execute("PRAGMA user_version = 1")
     first.close()
-    second = JobStore(path, JobSettings(path=path))
+    second = JobStore(path, settings())
     assert second.get(job.id) == job
     assert second.get(job.id, "somebody") is None
-    assert second.submit(NewJob([StoredItem("a", b"{}", b"")], key="k"), 2.0) == job
-    assert second.submit(NewJob([StoredItem("a", b"{}", b"")], key="k", owner="somebody"), 2.0).id != job.id
+    assert second.submit(new(key="k"), 2.0) == job
+    assert second.submit(new(key="k", owner="somebody"), 2.0).id != job.id
     second.close()

@@ -190,6 +190,7 @@ def expected(path: str, method: str) -> str:
     return by_method["GET" if method == "HEAD" and "GET" in by_method else method]
 
 
+@pytest.mark.slow
 @module
 async def test_every_route_asks_for_its_scope(server: Server) -> None:
     found = set(endpoints(list(server.application().routes)))
@@ -380,7 +381,11 @@ async def test_what_administrators_do_is_in_the_audit_log(server: Server) -> Non
         load = server.grpc.unary_unary("/critiq.v1.Models/Load")
         await load(b"\n\x04tiny", metadata=metadata)
         await status(server, "/v1/models/nothing/load", "POST", server.keys["score"])
-    audit = [{name: entry[name] for name in ("call", "key", "model", "outcome")} for entry in logs if entry["event"] == "audit"]
+    audit = [
+        {name: entry[name] for name in ("call", "key", "model", "outcome")}
+        for entry in logs
+        if entry["event"] == "audit"
+    ]
     assert audit == [
         {"call": "load", "key": "models-only", "model": "nothing", "outcome": "NOT_FOUND"},
         {"call": "load", "key": "models-only", "model": "tiny", "outcome": "OK"},

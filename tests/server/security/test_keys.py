@@ -41,7 +41,9 @@ def test_a_key_is_found_and_nothing_else_is() -> None:
 
 def test_the_file_has_the_hash_and_not_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys.yaml"
-    assert keys_cli.main(["new", "trainer", "--scopes", "score, models", "--concurrency", "3", "--file", str(path)]) == 0
+    assert (
+        keys_cli.main(["new", "trainer", "--scopes", "score, models", "--concurrency", "3", "--file", str(path)]) == 0
+    )
     out, err = capsys.readouterr()
     text = out.strip()
     written = path.read_text()
@@ -85,7 +87,10 @@ ENTRY = {"name": "a", "id": "0" * 16, "sha256": "0" * 64, "scopes": ["score"]}
     [
         ("a: b", "valid tuple"),
         ("- : :\n  x: [", "no YAML"),
-        (yaml.safe_dump([ENTRY | {"scopes": ["all"]}]), r"0\.scopes\.0: Input should be 'score', 'models' or 'metrics'"),
+        (
+            yaml.safe_dump([ENTRY | {"scopes": ["all"]}]),
+            r"0\.scopes\.0: Input should be 'score', 'models' or 'metrics'",
+        ),
         (yaml.safe_dump([ENTRY | {"scopes": []}]), r"0\.scopes: .*at least 1"),
         (yaml.safe_dump([ENTRY | {"hash": "x"}]), r"0\.hash: Extra inputs"),
         (yaml.safe_dump([ENTRY | {"requests_per_second": -1}]), r"0\.requests_per_second: .*greater than 0"),
