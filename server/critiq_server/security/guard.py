@@ -14,6 +14,7 @@ from critiq.errors import CritiqError, PermissionDenied, Unauthenticated
 from critiq_server.security.keys import KeysError, Scope, read_keys
 from critiq_server.security.limits import Allowance, caller
 from critiq_server.security.settings import SecuritySettings
+from critiq_server.telemetry.faults import internal
 
 logger = structlog.get_logger("critiq.audit")
 
@@ -69,7 +70,10 @@ class Guard:
         """Reads the file again whenever it has changed, for ever. If that fails, the keys stay as they were."""
         while True:
             await asyncio.sleep(self.settings.reload_seconds)
-            self.look()
+            try:
+                self.look()
+            except Exception as error:
+                internal("watching the file of keys", error)  # in the log; the keys stay, the next look may fare better
 
     def look(self) -> None:
         """Reads the file again if it has changed."""

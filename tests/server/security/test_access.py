@@ -310,7 +310,8 @@ async def test_the_client_carries_its_key(server: Server, face: str, monkeypatch
     async with critiq.AsyncClient(url, api_key=key) as client:
         assert (await client.score(flat())).scores
         assert [item.error async for item in client.score_stream([flat(), flat(9)])] == [None, None]
-        assert key not in repr(client) and key not in repr(vars(client))
+        assert key not in repr(client)
+        assert key not in repr(vars(client))
         with pytest.raises(critiq.PermissionDenied, match="scope models"):
             await client.load_model("tiny")
     async with critiq.AsyncClient(url, api_key=key, headers={"Authorization": "Basic eDp5"}) as client:
@@ -324,7 +325,7 @@ async def test_the_client_carries_its_key(server: Server, face: str, monkeypatch
 
 
 def test_a_key_that_no_header_can_carry_is_not_shown() -> None:
-    with pytest.raises(critiq.InvalidArgument, match="^api_key: ") as caught:
+    with pytest.raises(critiq.InvalidArgument, match=r"^api_key: ") as caught:
         critiq.Client(api_key="critiq_1_secret\n")
     assert "secret" not in str(caught.value)
 
@@ -440,3 +441,18 @@ async def test_a_server_without_its_file_does_not_start(tmp_path: Path) -> None:
     app = App(make_settings(tmp_path, security={"keys_file": tmp_path / "none.yaml"}))
     with pytest.raises(StartError, match="critiq keys new"):
         await app.start()
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+async def test_listening_further_warns_of_what_is_missing(tmp_path: Path, with_keys: bool) -> None:
+    write_bundle(tmp_path)
+    sections: dict[str, Any] = {"server": {"host": "0.0.0.0"}}  # noqa: S104
+    if with_keys:
+        append(tmp_path / "keys.yaml", new_key("a", ["score"])[1])
+        sections["security"] = {"keys_file": tmp_path / "keys.yaml"}
+    with capture_logs() as logs:
+        async with running(make_settings(tmp_path, **sections)):
+            pass
+    said = [entry["event"] for entry in logs if entry["event"].startswith("listening beyond")]
+    assert len(said) == 1
+    assert ("without TLS" if with_keys else "without authentication") in said[0]
