@@ -446,7 +446,7 @@ async def test_a_server_without_its_file_does_not_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("with_keys", [False, True])
 async def test_listening_further_warns_of_what_is_missing(tmp_path: Path, with_keys: bool) -> None:
     write_bundle(tmp_path)
-    sections: dict[str, Any] = {"server": {"host": "0.0.0.0"}}  # noqa: S104
+    sections: dict[str, Any] = {"server": {"host": "0.0.0.0"}}
     if with_keys:
         append(tmp_path / "keys.yaml", new_key("a", ["score"])[1])
         sections["security"] = {"keys_file": tmp_path / "keys.yaml"}
