@@ -194,7 +194,8 @@ def test_a_bundle_that_computes_something_else_is_refused(
     arguments = [f"--scores={folder / 'scores.csv'}", "--dimension=brightness", "--scale=1:5", "--method=linear"]
     assert main([str(broken), *arguments, f"--out={tmp_path / 'out'}", "--version=2", "--repeats=1"]) == 2
     assert "the server would refuse the bundle: golden record" in capsys.readouterr().err
-    assert not list((tmp_path / "out" / "broken").iterdir())
+    assert not list((tmp_path / "out").rglob("manifest.json"))
+    assert not (tmp_path / "out" / "broken").exists()
 
 
 def test_a_head_without_onnx_says_what_to_install(
@@ -212,6 +213,7 @@ def test_a_head_without_onnx_says_what_to_install(
     [
         ("liked", "image_encoder.pixels", "it has image_encoder.brightness"),
         ("brightness", "image_encoder", "the bundle has a dimension of that name"),
+        ("liked", "text_encoder.count", "that stage does not see the picture"),
         ("Wow!", "image_encoder", "small letters, digits"),
     ],
 )
