@@ -46,14 +46,14 @@ class Layout:
     """Groups that the picture's name tells."""
 
 
-def with_columns(layout: Layout, columns: Mapping[str, str] | None) -> Layout:
+def with_columns(layout: Layout, columns: Mapping[str, str] | None, table: Table) -> Layout:
     """The layout with what a caller said of it: ``image``, ``prompt``, ``split``, ``scale``, groups, spreads, ratings.
 
     Ratings that are named replace those of the layout. ``scale`` is ``MIN:MAX`` for all ratings, ``MAX:MIN`` where
     lower is better, and ``scale.NAME`` for one.
 
     Raises:
-        EvaluationError: a scale that is none.
+        EvaluationError: a column that the table has not, a scale that is none, or of no rating.
     """
     if not columns:
         return layout
@@ -63,6 +63,7 @@ def with_columns(layout: Layout, columns: Mapping[str, str] | None) -> Layout:
     taken = {"image", "prompt", "split", *groups, *scales, *(f"{what}_std" for what in spread)}
     ratings = {what: column for what, column in columns.items() if what not in taken} or dict(layout.ratings)
     chosen = {what: scale for what, scale in layout.scales.items() if layout.ratings.get(what) == ratings.get(what)}
+    _check_said(columns, table, scales, spread, ratings)
     for what, text in scales.items():
         scale = parse_scale(f"--column {what}", text)
         for name in ratings:
@@ -81,6 +82,21 @@ def with_columns(layout: Layout, columns: Mapping[str, str] | None) -> Layout:
         variance=variance,
         groups={**layout.groups, **groups},
     )
+
+
+def _check_said(
+    columns: Mapping[str, str],
+    table: Table,
+    scales: Mapping[str, str],
+    spread: Mapping[str, str],
+    ratings: Mapping[str, str],
+) -> None:
+    for what, column in columns.items():
+        if what not in scales and not table.column(column):
+            raise EvaluationError(f"{table.path} has no column {column!r} for {what}; it has {table.listing()}")
+    for what, name in [(f"{name}_std", name) for name in spread] + [(what, what[6:]) for what in scales]:
+        if name and name not in ratings:
+            raise EvaluationError(f"--column {what}=...: there is no rating {name!r}; there is {', '.join(ratings)}")
 
 
 def to_dataset(name: str, table: Table, layout: Layout, split: str = "") -> Dataset:

@@ -166,6 +166,22 @@ def test_columns_of_ones_own(tmp_path: Path) -> None:
     assert dataset.name == "generic (image: picture, quality: beauty, harm: truth, prompt: text)"
 
 
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"prompt": "txt"}, "has no column 'txt' for prompt; it has file, score, batch"),
+        ({"quality": "mos"}, "has no column 'mos' for quality"),
+        ({"beauty_std": "score"}, "beauty_std=...: there is no rating 'beauty'; there is mos"),
+        ({"scale.beauty": "0:1"}, "scale.beauty=...: there is no rating 'beauty'"),
+        ({"scale": "3:3"}, "scale=3:3: expected MIN:MAX"),
+    ],
+)
+def test_a_column_that_cannot_be_meant_is_refused(columns: dict[str, str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError) as caught:
+        read("generic", write_dataset("generic", tmp_path).labels, columns)
+    assert words in str(caught.value)
+
+
 def test_a_table_without_a_header(tmp_path: Path) -> None:
     path = tmp_path / "bare.csv"
     path.write_text("a.png,3\nb.png,4\n")
