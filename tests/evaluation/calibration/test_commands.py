@@ -161,6 +161,14 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "method": (lambda at: [f"--scores={at / 'scores.csv'}", "--method=cubic"], "known are linear, logistic4"),
     "own version": (lambda at: [f"--scores={at / 'scores.csv'}", "--version=1"], "--version '1' is the bundle's own"),
     "no version": (lambda at: [f"--scores={at / 'scores.csv'}", "--version=../../x"], "small letters, digits"),
+    "reference": (
+        lambda at: [f"--scores={at / 'scores.csv'}", f"--reference={at}/no"],
+        "no is no directory of pictures",
+    ),
+    "prompts": (
+        lambda at: [f"--scores={at / 'scores.csv'}", f"--reference={at}", "--dimension=wordiness"],
+        "wordiness needs a prompt",
+    ),
     "no bundle": (lambda at: [f"--scores={at / 'scores.csv'}", str(at / "images")], "unexpected extra argument"),
 }
 
@@ -176,7 +184,7 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
-    assert not list(tmp_path.rglob("manifest.json"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_version_is_never_overwritten(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
