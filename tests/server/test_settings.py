@@ -105,6 +105,24 @@ def test_wrong_flags_are_refused_in_words(capsys: pytest.CaptureFixture[str], ar
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"jobs": {"callbacks": ["whsec_private"]}},
+        {"jobs": {"callbacks": "whsec_private"}},
+        {"jobs": {"callbacks": {"secrets": ["whsec_private"]}}},
+        {"features": {"redis": "redis://:private@host"}},
+    ],
+)
+def test_errors_do_not_show_what_is_secret(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: dict[str, Any]
+) -> None:
+    assert cli.main(["--config", str(write(tmp_path / "c.yaml", **wrong)), "--print-config"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("critiq serve: ")
+    assert "private" not in told
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "limits: {", "a: b: c"])
 def test_a_file_that_holds_no_settings_is_refused_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
