@@ -59,6 +59,8 @@ class Outbox:
 
     def _settle(self, delivery: Delivery, state: str, error: str, due: float | None) -> None:
         self._run(
-            "UPDATE callbacks SET state = ?, last_error = ?, due = ?, attempts = attempts + 1 WHERE job = ?",
+            # What was refused while a try was under way stays so: its body is gone.
+            "UPDATE callbacks SET state = ?, last_error = ?, due = ?, attempts = attempts + 1 "
+            "WHERE job = ? AND state = 'pending'",
             (state, error, due, delivery.job),
         )
