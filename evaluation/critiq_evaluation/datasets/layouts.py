@@ -13,7 +13,7 @@ from critiq_evaluation.errors import EvaluationError
 
 GROUPS = ("reference", "generator", "guidance", "iterations", "resolution", "type", "enhancement", "subset")
 """What ``columns`` may name besides ``image``, ``prompt``, ``split``, ``scale`` and ratings; NAME_std is a spread."""
-_SPLITS = {
+SPLITS = {
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -109,7 +109,7 @@ def to_dataset(name: str, table: Table, layout: Layout, split: str = "") -> Data
         EvaluationError: a column is missing, the message lists those that there are; or no row is left.
     """
     found = _Columns(table, layout)
-    problems = list(table.problems)
+    problems = [*table.problems, *found.problems]
     pictures: dict[str, RatedPicture] = {}
     first: dict[str, str] = {}
     for row in table.rows:
@@ -159,6 +159,12 @@ class _Columns:
         self.ratings = {what: _required(table, what, names) for what, names in layout.ratings.items()}
         self.prompt = table.column(layout.prompt)
         self.split = table.column(layout.split)
+        self.problems: list[Problem] = []
+        said = dict.fromkeys(row.cells[self.split] for row in table.rows) if self.split else {}
+        if said and not any(value.lower() in SPLITS for value in said):
+            message = f"{self.split} says {next(iter(said))!r}, never train, validation or test; it is ignored"
+            self.problems.append(Problem(table.path.name, message))
+            self.split = ""
         if layout.needs_prompt and not self.prompt:
             raise EvaluationError(_lacks(table, "prompt", layout.prompt))
         self.spread = _present(table, layout.spread)
@@ -215,8 +221,8 @@ def _picture(row: Row, layout: Layout, columns: _Columns, split: str) -> tuple[R
     groups = {**layout.from_name(image), **groups}
     if columns.split:
         said = row.cells[columns.split]
-        split = _SPLITS.get(said.lower(), split)
-        if said.lower() not in _SPLITS:
+        split = SPLITS.get(said.lower(), split)
+        if said.lower() not in SPLITS:
             problems.append(f"{image}: {columns.split} is {said!r}, expected train, validation or test; in no part")
     return RatedPicture(image, ratings, prompt, spread, groups, split), problems
 

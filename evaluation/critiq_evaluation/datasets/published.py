@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from critiq_evaluation.datasets.layouts import Layout, number, to_dataset, with_columns
+from critiq_evaluation.datasets.layouts import SPLITS, Layout, number, to_dataset, with_columns
 from critiq_evaluation.datasets.tables import GBK, UTF8, Row, Table, read_table
 from critiq_evaluation.datasets.types import Dataset, Problem, RatedPicture, Scale
 from critiq_evaluation.errors import EvaluationError
@@ -201,11 +202,8 @@ def _kadid_name(name: str) -> Mapping[str, str]:
 
 
 def _split_of(file: Path) -> str:
-    stem = file.stem.lower()
-    return next((split for word, split in _FILE_SPLITS.items() if stem.endswith(word)), "")
-
-
-_FILE_SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+    """What the last word of the file's name says: ``info_val.csv`` is validation, ``latest.json`` nothing."""
+    return SPLITS.get(re.split(r"[^a-z]", file.stem.lower())[-1], "")
 
 
 def _parts_of_aigiqa(directory: Path) -> list[Path]:
