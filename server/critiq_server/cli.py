@@ -92,6 +92,10 @@ def _settings(config: Path | None, flags: dict[str, Any]) -> Settings:
             hidden = section or any(word in where for word in ("secret", "token", "key"))
             got = "" if hidden else f" (got {problem['input']!r})"
             sys.stderr.write(f"critiq serve: {where}: {problem['msg']}{got}\n")
+    except yaml.MarkedYAMLError as error:
+        # Not the error's own text, which shows the line.
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
+        sys.stderr.write(f"critiq serve: {config}, line {line}: {error.problem}\n")
     except (FileNotFoundError, yaml.YAMLError, ValueError) as error:
         sys.stderr.write(f"critiq serve: {error}\n")
     raise typer.Exit(2)

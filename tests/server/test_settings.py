@@ -133,6 +133,15 @@ def test_a_file_that_holds_no_settings_is_refused_in_words(
     assert capsys.readouterr().err.startswith("critiq serve: ")
 
 
+def test_a_damaged_file_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("jobs:\n  callbacks:\n    secrets: [whsec_private, {\n")
+    assert cli.main(["--config", str(config), "--print-config"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"critiq serve: {config}, line ")
+    assert "private" not in told
+
+
 @pytest.mark.parametrize("name", ["CRITIQ_SERVRE__REST_PORT", "CRITIQ_SERVER__REST_PROT"])
 def test_a_misspelt_variable_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
