@@ -35,9 +35,9 @@ class Outbox:
         )
         return [Delivery(*row) for row in rows]
 
-    def next_due(self) -> float | None:
-        """When the next one is due."""
-        due: float | None = self._run("SELECT min(due) FROM callbacks").fetchone()[0]
+    def next_due(self, after: float = 0.0) -> float | None:
+        """When the next one is due, of those due after that."""
+        due: float | None = self._run("SELECT min(due) FROM callbacks WHERE due > ?", (after,)).fetchone()[0]
         return due
 
     def delivered(self, delivery: Delivery) -> None:
