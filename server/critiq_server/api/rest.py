@@ -135,7 +135,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
 
 def _refuse_other_sites(request: Request) -> None:
-    """Loading needs no body, so any page that an operator looks at could ask for it; browsers say that it is another's."""
+    """Loading needs no body, so any page that an operator opens could ask for it; browsers say whose page it is."""
     site = request.headers.get("sec-fetch-site", "none")
     if site not in ("none", "same-origin"):
         raise PermissionDenied(
