@@ -69,7 +69,7 @@ def read_labels(path: Path, columns: Mapping[str, str]) -> tuple[dict[Asked, boo
 def with_scores(
     labels: Mapping[Asked, bool], path: Path, dimension: str, scale: Scale, columns: Mapping[str, str]
 ) -> Decided:
-    """Joined with what ``critiq score`` wrote (``.jsonl``, ``.csv``), or another CSV with a column ``score``.
+    """Joined with what ``critiq score`` wrote (``.jsonl``, ``.csv``), or another table with a column ``score``.
 
     Pictures are matched by their path, else by their file name where that is unique.
     """
@@ -113,7 +113,7 @@ def _joined(
 
 
 def _of_recording(path: Path, dimension: str, scale: Scale) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     dimensions: set[str] = set()
     try:
         for entry in read_recording(path):
@@ -122,7 +122,7 @@ def _of_recording(path: Path, dimension: str, scale: Scale) -> dict[str, float]:
             for score in scores:
                 value = value_on(score, scale)
                 if score.dimension == dimension and value is not None:
-                    found[entry.file] = value
+                    _put(found, entry.file, value, path)
     except RecordingError as error:
         raise EvaluationError(str(error)) from error
     if not found:
@@ -137,5 +137,15 @@ def _of_table(path: Path, dimension: str, scale: Scale, columns: Mapping[str, st
     column = read_table(path).column(f"{dimension}_{scale}")
     wanted = {"score": column, **columns} if column else columns
     rows = read_rows(path, ("image", "score"), wanted)
-    # An empty cell is a picture that could not be scored.
-    return {row.cells["image"]: row.number("score") for row in rows if row.cells["score"].strip()}
+    found: dict[str, float] = {}
+    for row in rows:
+        if row.cells["score"]:  # empty: the picture could not be scored
+            _put(found, row.cells["image"], row.number("score"), path)
+    return found
+
+
+def _put(found: dict[str, float], file: str, value: float, path: Path) -> None:
+    if found.setdefault(file, value) != value:
+        raise EvaluationError(
+            f"{path}: {file} has the values {found[file]:g} and {value:g}; give each picture one row, of one prompt"
+        )

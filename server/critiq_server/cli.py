@@ -87,10 +87,15 @@ def _settings(config: Path | None, flags: dict[str, Any]) -> Settings:
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             where = ".".join(map(str, problem["loc"])) or "settings"
-            # A whole section is long, and may hold what must not be shown.
-            hidden = isinstance(problem["input"], dict) or any(word in where for word in ("secret", "token", "key"))
+            # What stands for a whole section is long, and may hold what must not be shown.
+            section = isinstance(problem["input"], (dict, list)) or problem["type"] == "model_type"
+            hidden = section or any(word in where for word in ("secret", "token", "key"))
             got = "" if hidden else f" (got {problem['input']!r})"
             sys.stderr.write(f"critiq serve: {where}: {problem['msg']}{got}\n")
+    except yaml.MarkedYAMLError as error:
+        # Not the error's own text, which shows the line.
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
+        sys.stderr.write(f"critiq serve: {config}, line {line}: {error.problem}\n")
     except (FileNotFoundError, yaml.YAMLError, ValueError) as error:
         sys.stderr.write(f"critiq serve: {error}\n")
     raise typer.Exit(2)

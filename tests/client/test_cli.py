@@ -59,7 +59,13 @@ class Cli:
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """The same in a process of its own, in this process's directory and environment."""
-        return subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=PIPE, stderr=PIPE, text=True)
+        command = [*COMMAND, *map(str, arguments)]
+        # What a shell starts in the background ignores SIGINT, and so would its children, these tests among them.
+        return subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, preexec_fn=_heed_interrupts)  # noqa: PLW1509
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Output(NamedTuple):
@@ -185,7 +191,7 @@ def test_killed_run_is_taken_up_again(
     for index in range(40):
         Image.fromarray(np.full((8, 8, 3), index, np.uint8)).save(folder / f"more{index:02}.png")
     command = ("score", folder, "--output", "s.csv", "--concurrency", 2)
-    behaviour.delay = 0.4  # nine seconds in all: long enough to be killed on a busy machine
+    behaviour.delay = 0.2  # four seconds in all: long enough to be killed on a busy machine
     process = cli.start(*command)
     journal = tmp_path / "s.csv.part.jsonl"
     wait_until(lambda: journal.exists() and journal.read_text().count("\n") >= 5)

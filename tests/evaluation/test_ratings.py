@@ -150,6 +150,16 @@ def test_raters_of_whom_nothing_can_be_said() -> None:
     }
 
 
+def test_what_differs_by_rounding_is_the_same() -> None:
+    """A rater whose sessions are constant has nothing left after eq. 1 but rounding, which is no opinion."""
+    others = [[1.0, 2, 3, 1, 2, 3], [1.0, 2, 4, 1, 2, 3], [1.0, 3, 4, 2, 2, 3]]
+    found = aigiqa20k(raw([*others, [3.1] * 3 + [4.3] * 3], ("a",) * 3 + ("b",) * 3), Options(False, log_offset=9))
+    assert found.raters[3].rejected == "all 6 ratings are alike within each session: a z-score is not defined"
+    without = aigiqa20k(raw(others, ("a",) * 3 + ("b",) * 3), Options(False, log_offset=9))
+    assert [one.mos for one in found.opinions] == [one.mos for one in without.opinions]
+    assert not outliers(np.full((30, 4), 3.1)).any()
+
+
 SCORES = arrays(np.float64, (4, 6), elements=st.integers(1, 9).map(float))
 
 

@@ -116,6 +116,17 @@ def test_labels_that_contradict_each_other(folder: Path, tmp_path: Path, capsys:
     assert json.loads(out.with_suffix(".json").read_text())["pictures"] == COUNT - 2
 
 
+def test_two_values_of_one_picture_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("scores.csv", "scores.jsonl"):
+        lines = (folder / name).read_text().splitlines()
+        twice = tmp_path / name
+        twice.write_text("\n".join([*lines, lines[-1].replace("0.9833", "0.5")]) + "\n")
+        assert run(folder, tmp_path / "policy.yaml", f"--scores={twice}", "--precision=0.9") == 2
+        assert "59.png has the values 0.9833 and 0.5" in capsys.readouterr().err
+
+
 BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no goal": (lambda at: [], "say what the threshold is for"),
     "two goals": (lambda at: ["--precision=0.9", "--pass-rate=0.3"], "say what the threshold is for"),

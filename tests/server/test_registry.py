@@ -130,6 +130,17 @@ async def test_a_failed_reload_keeps_the_old_one_and_says_why(server: Server, tm
     assert words in described.state_reason
 
 
+async def test_pages_of_other_sites_change_nothing(server: Server) -> None:
+    for path in ("/v1/models/tiny/load", "/v1/models/tiny/unload?version=1"):
+        for site in ("cross-site", "same-site"):
+            refused = await server.ports.http.post(path, headers={"Sec-Fetch-Site": site})
+            assert refused.status_code == 403
+            assert f"another site (Sec-Fetch-Site: {site})" in refused.json()["error"]["message"]
+    assert (
+        await server.ports.http.post("/v1/models/tiny/load", headers={"Sec-Fetch-Site": "same-origin"})
+    ).status_code == 200
+
+
 async def test_a_bundle_that_never_loaded_is_failed_until_it_is_mended(server: Server, tmp_path: Path) -> None:
     write_bundle(tmp_path, name="broken", expected_shift=1.0)
     registry = server.app.service.registry

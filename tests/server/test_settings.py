@@ -105,6 +105,24 @@ def test_wrong_flags_are_refused_in_words(capsys: pytest.CaptureFixture[str], ar
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"jobs": {"callbacks": ["whsec_private"]}},
+        {"jobs": {"callbacks": "whsec_private"}},
+        {"jobs": {"callbacks": {"secrets": ["whsec_private"]}}},
+        {"features": {"redis": "redis://:private@host"}},
+    ],
+)
+def test_errors_do_not_show_what_is_secret(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: dict[str, Any]
+) -> None:
+    assert cli.main(["--config", str(write(tmp_path / "c.yaml", **wrong)), "--print-config"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("critiq serve: ")
+    assert "private" not in told
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "limits: {", "a: b: c"])
 def test_a_file_that_holds_no_settings_is_refused_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
@@ -113,6 +131,15 @@ def test_a_file_that_holds_no_settings_is_refused_in_words(
     config.write_text(text)
     assert cli.main(["--config", str(config), "--print-config"]) == 2
     assert capsys.readouterr().err.startswith("critiq serve: ")
+
+
+def test_a_damaged_file_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("jobs:\n  callbacks:\n    secrets: [whsec_private, {\n")
+    assert cli.main(["--config", str(config), "--print-config"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"critiq serve: {config}, line ")
+    assert "private" not in told
 
 
 @pytest.mark.parametrize("name", ["CRITIQ_SERVRE__REST_PORT", "CRITIQ_SERVER__REST_PROT"])

@@ -47,10 +47,10 @@ def feature_of(manifest: Manifest, name: str) -> tuple[Stage, str]:
     Raises :class:`EvaluationError` if there is no such output; the message lists all that there are.
     """
     for stage in manifest.stages:
-        if name == stage.name and len(stage.outputs) == 1:
-            return stage, stage.outputs[0]
         for output in stage.outputs:
-            if name == f"{stage.name}.{output}":
+            if name == f"{stage.name}.{output}" or (name == stage.name and len(stage.outputs) == 1):
+                if "image" not in manifest.roots(stage.name):
+                    raise EvaluationError(f"--feature {name!r}: that stage does not see the picture; choose another")
                 return stage, output
     known = ", ".join(f"{stage.name}.{output}" for stage in manifest.stages for output in stage.outputs)
     raise EvaluationError(f"--feature {name!r}: the bundle has no such output of a stage; it has {known}")

@@ -17,6 +17,8 @@ MIN_LABELS = 10
 FEW_LABELS = 50
 ENOUGH = 1.05
 """So many labels are enough whose error is at most this many times that of all of them."""
+_FLAT = 0.7
+"""The curve must be flat over the last part of it, or nothing says that it is."""
 _SIZES = (10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2000, 3000, 5000)
 
 
@@ -49,7 +51,10 @@ class LearningPoint:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """``enough`` is the smallest number of labels from which on the mean error stays within 5 % of that of the most."""
+    """``enough`` is the smallest number of labels from which on the mean error stays within 5 % of that of the most.
+
+    It is ``None`` where that is more than 0.7 of the most: more labels might still help.
+    """
 
     points: tuple[LearningPoint, ...]
     enough: int | None
@@ -170,11 +175,10 @@ def _judged(points: Sequence[LearningPoint], most: int) -> LearningCurve:
         if point.rmse > limit:
             break
         enough = point.labels
-    if enough == most:
-        note = f"{most} labels are not shown to be enough: fewer cost more than 5 % of the error; collect more"
-    else:
-        note = f"{enough} labels give an error within 5 % of that of {most}"
-    return LearningCurve(tuple(points), enough, note)
+    if enough > _FLAT * most:
+        note = f"{most} labels are not shown to be enough: only from {enough} on is the error within 5 %; collect more"
+        return LearningCurve(tuple(points), None, note)
+    return LearningCurve(tuple(points), enough, f"{enough} labels give an error within 5 % of that of {most}")
 
 
 def _held_out(

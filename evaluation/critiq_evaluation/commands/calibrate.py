@@ -21,6 +21,7 @@ from critiq_evaluation.commands import calibrate_head
 from critiq_evaluation.errors import EvaluationError
 
 if TYPE_CHECKING:
+    from critiq_evaluation.scoring import Asked
     from critiq_server.bundles.manifest import Manifest, Reference
 
 _NAME = "critiq calibrate"
@@ -77,8 +78,11 @@ def calibrate_command(
     subject = bundles.dimension_of(manifest, dimension)
     place = bundles.place_of(out, manifest, version)
     folder = report or out / f"{manifest.name}-{version}-report"
-    folder.mkdir(parents=True, exist_ok=True)
     columns = column_options(column or [])
+    # All that can be wrong is looked at before any picture is scored.
+    if reference is not None and subject.needs_prompt:
+        raise EvaluationError(f"--reference: {dimension} needs a prompt, and a folder of pictures has none")
+    known = scored.pictures_in(reference) if reference is not None else []
     if (scores is None) == (labels is None):
         raise EvaluationError("give either --scores FILE, or --labels FILE and --images DIR")
     if scores is not None:
@@ -95,11 +99,12 @@ def calibrate_command(
     )
     after, outside = result.dimension, None
     if reference is not None:
-        made, outside = _reference(reference, population, bundle, manifest, result)
+        made, outside = _reference(known, reference, population, bundle, manifest, result)
         after = after.model_copy(update={"reference": made})
     command = shlex.join(["critiq", "calibrate", bundle.name, *_told(dimension, found.bounds, result.method, version)])
     notes = f"calibration of {dimension} on {result.scores.size} labels: held-out RMSE {result.after.rmse:.4g} ({unit})"
     bundles.write_version(bundle, bundles.with_dimension(manifest, after), place, command=command, notes=notes)
+    folder.mkdir(parents=True, exist_ok=True)
     details = {**as_json(result), "unit": unit, "left_out": list(found.left_out), "reference_outside": outside}
     (folder / "calibration.json").write_text(json.dumps(details, indent=2, allow_nan=False) + "\n", "utf-8")
     figures.draw(result, folder)
@@ -146,16 +151,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _reference(
-    directory: Path, population: str, bundle: Path, manifest: Manifest, result: Result
+    pictures: list[Asked], directory: Path, population: str, bundle: Path, manifest: Manifest, result: Result
 ) -> tuple[Reference, float]:
     """The new reference, and the share of its pictures whose raw values no label covers."""
     from critiq_evaluation.calibration import bundles, scored
 
-    if result.dimension.needs_prompt:
-        raise EvaluationError(f"--reference: {result.dimension.name} needs a prompt, and a folder of pictures has none")
-    values, failures = scored.raw_values(
-        scored.pictures_in(directory), directory, bundle, manifest, result.dimension.name
-    )
+    values, failures = scored.raw_values(pictures, directory, bundle, manifest, result.dimension.name)
     for asked, why in failures.items():
         typer.echo(f"left out of the reference: {asked.image}: {why}", err=True)
     if not values:

@@ -27,7 +27,7 @@ def generic(labels: Path, columns: Mapping[str, str] | None) -> Dataset:
     """
     places = [column for what, column in (columns or {}).items() if what.split(".")[0] != "scale"]
     table = read_table(labels, header=not places or not all(column.isdigit() for column in places))
-    layout = with_columns(_guess(table), columns)
+    layout = with_columns(_guess(table), columns, table)
     if not layout.ratings:
         raise EvaluationError(
             f"{labels} has no column that is known as a rating; it has {table.listing()}: say which it is, for "

@@ -13,7 +13,7 @@ from critiq_evaluation.errors import EvaluationError
 
 GROUPS = ("reference", "generator", "guidance", "iterations", "resolution", "type", "enhancement", "subset")
 """What ``columns`` may name besides ``image``, ``prompt``, ``split``, ``scale`` and ratings; NAME_std is a spread."""
-_SPLITS = {
+SPLITS = {
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -46,14 +46,14 @@ class Layout:
     """Groups that the picture's name tells."""
 
 
-def with_columns(layout: Layout, columns: Mapping[str, str] | None) -> Layout:
+def with_columns(layout: Layout, columns: Mapping[str, str] | None, table: Table) -> Layout:
     """The layout with what a caller said of it: ``image``, ``prompt``, ``split``, ``scale``, groups, spreads, ratings.
 
     Ratings that are named replace those of the layout. ``scale`` is ``MIN:MAX`` for all ratings, ``MAX:MIN`` where
     lower is better, and ``scale.NAME`` for one.
 
     Raises:
-        EvaluationError: a scale that is none.
+        EvaluationError: a column that the table has not, a scale that is none, or of no rating.
     """
     if not columns:
         return layout
@@ -63,6 +63,7 @@ def with_columns(layout: Layout, columns: Mapping[str, str] | None) -> Layout:
     taken = {"image", "prompt", "split", *groups, *scales, *(f"{what}_std" for what in spread)}
     ratings = {what: column for what, column in columns.items() if what not in taken} or dict(layout.ratings)
     chosen = {what: scale for what, scale in layout.scales.items() if layout.ratings.get(what) == ratings.get(what)}
+    _check_said(columns, table, scales, spread, ratings)
     for what, text in scales.items():
         scale = parse_scale(f"--column {what}", text)
         for name in ratings:
@@ -83,6 +84,21 @@ def with_columns(layout: Layout, columns: Mapping[str, str] | None) -> Layout:
     )
 
 
+def _check_said(
+    columns: Mapping[str, str],
+    table: Table,
+    scales: Mapping[str, str],
+    spread: Mapping[str, str],
+    ratings: Mapping[str, str],
+) -> None:
+    for what, column in columns.items():
+        if what not in scales and not table.column(column):
+            raise EvaluationError(f"{table.path} has no column {column!r} for {what}; it has {table.listing()}")
+    for what, name in [(f"{name}_std", name) for name in spread] + [(what, what[6:]) for what in scales]:
+        if name and name not in ratings:
+            raise EvaluationError(f"--column {what}=...: there is no rating {name!r}; there is {', '.join(ratings)}")
+
+
 def to_dataset(name: str, table: Table, layout: Layout, split: str = "") -> Dataset:
     """Reads all rows.
 
@@ -93,7 +109,7 @@ def to_dataset(name: str, table: Table, layout: Layout, split: str = "") -> Data
         EvaluationError: a column is missing, the message lists those that there are; or no row is left.
     """
     found = _Columns(table, layout)
-    problems = list(table.problems)
+    problems = [*table.problems, *found.problems]
     pictures: dict[str, RatedPicture] = {}
     first: dict[str, str] = {}
     for row in table.rows:
@@ -143,6 +159,12 @@ class _Columns:
         self.ratings = {what: _required(table, what, names) for what, names in layout.ratings.items()}
         self.prompt = table.column(layout.prompt)
         self.split = table.column(layout.split)
+        self.problems: list[Problem] = []
+        said = dict.fromkeys(row.cells[self.split] for row in table.rows) if self.split else {}
+        if said and not any(value.lower() in SPLITS for value in said):
+            message = f"{self.split} says {next(iter(said))!r}, never train, validation or test; it is ignored"
+            self.problems.append(Problem(table.path.name, message))
+            self.split = ""
         if layout.needs_prompt and not self.prompt:
             raise EvaluationError(_lacks(table, "prompt", layout.prompt))
         self.spread = _present(table, layout.spread)
@@ -199,8 +221,8 @@ def _picture(row: Row, layout: Layout, columns: _Columns, split: str) -> tuple[R
     groups = {**layout.from_name(image), **groups}
     if columns.split:
         said = row.cells[columns.split]
-        split = _SPLITS.get(said.lower(), split)
-        if said.lower() not in _SPLITS:
+        split = SPLITS.get(said.lower(), split)
+        if said.lower() not in SPLITS:
             problems.append(f"{image}: {columns.split} is {said!r}, expected train, validation or test; in no part")
     return RatedPicture(image, ratings, prompt, spread, groups, split), problems
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from critiq_evaluation.datasets.layouts import Layout, number, to_dataset, with_columns
+from critiq_evaluation.datasets.layouts import SPLITS, Layout, number, to_dataset, with_columns
 from critiq_evaluation.datasets.tables import GBK, UTF8, Row, Table, read_table
 from critiq_evaluation.datasets.types import Dataset, Problem, RatedPicture, Scale
 from critiq_evaluation.errors import EvaluationError
@@ -23,7 +24,7 @@ IMAGE = "image|name|image_name|img_name|filename|file_name|file|img|img_path|ima
 def agiqa_1k(labels: Path, columns: Columns) -> Dataset:
     """AGIQA-1K, ``AIGC_MOS_Zscore.xlsx``: ``Image,Prompt,MOS``; one normalised MOS, 0 to 5."""
     layout = Layout("Image", {"mos": "MOS"}, {"mos": _FIVE}, prompt="Prompt")
-    return to_dataset("agiqa-1k", read_table(labels), with_columns(layout, columns))
+    return _dataset("agiqa-1k", read_table(labels), layout, columns)
 
 
 def agiqa_3k(labels: Path, columns: Columns) -> Dataset:
@@ -38,7 +39,7 @@ def agiqa_3k(labels: Path, columns: Columns) -> Dataset:
         needs_prompt=True,
         from_name=_agiqa_3k_name,
     )
-    return to_dataset("agiqa-3k", read_table(labels), with_columns(layout, columns))
+    return _dataset("agiqa-3k", read_table(labels), layout, columns)
 
 
 def aigiqa_20k(labels: Path, columns: Columns) -> Dataset:
@@ -57,9 +58,7 @@ def aigiqa_20k(labels: Path, columns: Columns) -> Dataset:
         from_name=lambda name: {"generator": Path(name).stem.rpartition("_")[0] or Path(name).stem},
     )
     files = _parts_of_aigiqa(labels) if labels.is_dir() else [labels]
-    parts = [
-        to_dataset("aigiqa-20k", read_table(file), with_columns(layout, columns), _split_of(file)) for file in files
-    ]
+    parts = [_dataset("aigiqa-20k", read_table(file), layout, columns, _split_of(file)) for file in files]
     return _joined(parts)
 
 
@@ -79,7 +78,7 @@ def aigciqa2023(labels: Path, columns: Columns) -> Dataset:
         from_name=_aigciqa2023_name,
     )
     table = _matlab(labels) if labels.is_dir() else read_table(labels)
-    return to_dataset("aigciqa2023", table, with_columns(layout, columns))
+    return _dataset("aigciqa2023", table, layout, columns)
 
 
 def aigciqa2023_plus(labels: Path, columns: Columns) -> Dataset:
@@ -102,12 +101,8 @@ def aigciqa2023_plus(labels: Path, columns: Columns) -> Dataset:
             "--column prompt=2 --column quality=3"
         )
     split = _split_of(labels)
-    return to_dataset(
-        "aigciqa2023plus",
-        read_table(labels, encodings=GBK if bare else UTF8, header=not bare),
-        with_columns(layout, columns),
-        split,
-    )
+    table = read_table(labels, encodings=GBK if bare else UTF8, header=not bare)
+    return _dataset("aigciqa2023plus", table, layout, columns, split)
 
 
 def au_iqa(labels: Path, columns: Columns) -> Dataset:
@@ -122,7 +117,7 @@ def au_iqa(labels: Path, columns: Columns) -> Dataset:
             "reference": "reference|ref|ref_img|source|original",
         },
     )
-    return to_dataset("au-iqa", read_table(labels), with_columns(layout, columns))
+    return _dataset("au-iqa", read_table(labels), layout, columns)
 
 
 def koniq_10k(labels: Path, columns: Columns) -> Dataset:
@@ -137,7 +132,7 @@ def koniq_10k(labels: Path, columns: Columns) -> Dataset:
         spread={"quality": "SD"} if five else {},
         split="set",
     )
-    chosen = with_columns(layout, columns)
+    chosen = with_columns(layout, columns, table)
     scales = {"quality": _ACR if five else Scale(1.0, 100.0)} if "quality" in chosen.ratings else {}
     return to_dataset("koniq-10k", table, replace(chosen, scales={**scales, **chosen.scales}))
 
@@ -152,7 +147,7 @@ def kadid_10k(labels: Path, columns: Columns) -> Dataset:
         groups={"reference": "ref_img"},
         from_name=_kadid_name,
     )
-    return to_dataset("kadid-10k", read_table(labels), with_columns(layout, columns))
+    return _dataset("kadid-10k", read_table(labels), layout, columns)
 
 
 def spaq(labels: Path, columns: Columns) -> Dataset:
@@ -160,7 +155,7 @@ def spaq(labels: Path, columns: Columns) -> Dataset:
     attributes = ("Brightness", "Colorfulness", "Contrast", "Noisiness", "Sharpness")
     ratings = {"quality": "MOS", **{name.lower(): name for name in attributes}}
     layout = Layout("Image name", ratings, dict.fromkeys(ratings, _HUNDRED))
-    return to_dataset("spaq", read_table(labels), with_columns(layout, columns))
+    return _dataset("spaq", read_table(labels), layout, columns)
 
 
 def pyiqa_meta(labels: Path, columns: Columns) -> Dataset:
@@ -175,14 +170,18 @@ def pyiqa_meta(labels: Path, columns: Columns) -> Dataset:
         groups={"reference": "ref_name"},
         split="split|official_split|split_official",
     )
-    return to_dataset("pyiqa", read_table(labels), with_columns(layout, columns))
+    return _dataset("pyiqa", read_table(labels), layout, columns)
 
 
 def q_align(labels: Path, columns: Columns) -> Dataset:
     """Q-Align's JSON: ``[{"img_path": ..., "gt_score": ...}]``; it tells no scale."""
     layout = Layout("img_path|image|img", {"quality": "gt_score"})
     split = _split_of(labels)
-    return to_dataset("q-align", read_table(labels), with_columns(layout, columns), split)
+    return _dataset("q-align", read_table(labels), layout, columns, split)
+
+
+def _dataset(name: str, table: Table, layout: Layout, columns: Columns, split: str = "") -> Dataset:
+    return to_dataset(name, table, with_columns(layout, columns, table), split)
 
 
 def _agiqa_3k_name(name: str) -> Mapping[str, str]:
@@ -203,11 +202,8 @@ def _kadid_name(name: str) -> Mapping[str, str]:
 
 
 def _split_of(file: Path) -> str:
-    stem = file.stem.lower()
-    return next((split for word, split in _FILE_SPLITS.items() if stem.endswith(word)), "")
-
-
-_FILE_SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+    """What the last word of the file's name says: ``info_val.csv`` is validation, ``latest.json`` nothing."""
+    return SPLITS.get(re.split(r"[^a-z]", file.stem.lower())[-1], "")
 
 
 def _parts_of_aigiqa(directory: Path) -> list[Path]:

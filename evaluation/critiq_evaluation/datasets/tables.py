@@ -39,6 +39,8 @@ class Table:
 
     def column(self, names: str) -> str:
         """The first of ``NAME|NAME|...`` that the table has, whatever its case; empty if it has none."""
+        if names in self.columns:
+            return names
         known = {column.lower(): column for column in self.columns}
         return next((known[name.lower()] for name in names.split("|") if name.lower() in known), "")
 

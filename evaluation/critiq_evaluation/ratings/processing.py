@@ -18,6 +18,8 @@ NORMAL = 1.96
 """Half the width of a 95 % interval in standard errors, as BT.500 takes it whatever the number of raters."""
 LEAST_SRCC = 0.6
 _OUTLYING_SHARE, _LOPSIDED = 0.05, 0.3
+_ROUNDING = 1e-12
+"""Values that differ by less, as a share of their size, are the same: what is left is rounding."""
 
 
 @dataclass(frozen=True)
@@ -120,22 +122,25 @@ def aigiqa20k(raw: RawRatings, options: Options) -> Processed:
     rejected = _unfit(raw.scores, 3)
     if options.screening:
         rejected = _or(rejected, _rejected_by_srcc(raw.scores, options.least_srcc))
-    kept = np.where(_fits(rejected), raw.scores, np.nan)
-    z = z_scores(level_sessions(kept, raw.sessions))
+    levelled = level_sessions(raw.scores, raw.sessions)
+    if raw.sessions:
+        rejected = _or(rejected, _unfit(levelled, 3, " within each session"))
+    z = z_scores(np.where(_fits(rejected), levelled, np.nan))
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = _mean(z, 0) + options.log_offset
         logs = np.log(np.where(mean > 0, mean, np.nan))
     finite = logs[np.isfinite(logs)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    alike = high - low <= _ROUNDING
 
     def scaled(mean_z: float) -> float:
-        if mean_z + options.log_offset <= 0 or low == high:
+        if mean_z + options.log_offset <= 0 or alike:
             return float("nan")
         return float(5 * (np.log(mean_z + options.log_offset) - low) / (high - low))
 
     why = (
         "all pictures have the same mean, which cannot be normalised"
-        if finite.size and low == high
+        if finite.size and alike
         else (
             f"the mean z-score is -{options.log_offset:g} or less, where the logarithm of eq. 3 does not "
             "exist; a larger --log-offset makes it exist"
@@ -160,7 +165,8 @@ def outliers(scores: Floats) -> Booleans:
         spread = np.sqrt(squares / (count - 1))
         kurtosis = np.nansum(deviation**4, axis=0) / count / (squares / count) ** 2
         far = np.where((kurtosis >= 2) & (kurtosis <= 4), 2.0, np.sqrt(20.0)) * spread
-        return np.asarray((np.abs(deviation) >= far) & (spread > 0))
+        differ = spread > _ROUNDING * np.abs(_mean(scores, 0))
+        return np.asarray((np.abs(deviation) >= far) & differ)
 
 
 def rejected_by_bt500(scores: Floats, outlying: Booleans) -> list[str]:
@@ -181,11 +187,14 @@ def rejected_by_bt500(scores: Floats, outlying: Booleans) -> list[str]:
 
 def z_scores(scores: Floats) -> Floats:
     """Each rater's ratings less their mean, by their standard deviation (N - 1); NaN where that is 0 or undefined."""
-    deviation = scores - _mean(scores, 1)[:, None]
+    mean = _mean(scores, 1)
+    deviation = scores - mean[:, None]
     count = np.sum(np.isfinite(scores), axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         sigma = np.sqrt(np.nansum(deviation**2, axis=1) / (count - 1))
-        return np.asarray(np.where((sigma > 0)[:, None], deviation / sigma[:, None], np.nan), np.float64)
+        return np.asarray(
+            np.where((sigma > _ROUNDING * np.abs(mean))[:, None], deviation / sigma[:, None], np.nan), np.float64
+        )
 
 
 def level_sessions(scores: Floats, sessions: Sequence[str]) -> Floats:
@@ -218,15 +227,16 @@ def _rejected_by_srcc(scores: Floats, least: float) -> list[str]:
     ]
 
 
-def _unfit(scores: Floats, least: int) -> list[str]:
+def _unfit(scores: Floats, least: int, where: str = "") -> list[str]:
     """Raters of whom nothing can be computed: too few ratings or, where z-scores are needed (2 or more), all alike."""
     reasons = []
     for row in scores:
         values = row[np.isfinite(row)]
         if values.size < least:
             reasons.append(f"{values.size} ratings, {least} are needed")
-        elif least > 1 and np.ptp(values) == 0:
-            reasons.append(f"all {values.size} ratings are {values[0]:g}: a z-score is not defined")
+        elif least > 1 and np.ptp(values) <= _ROUNDING * np.abs(values).max():
+            said = f"alike{where}" if where else f"{values[0]:g}"
+            reasons.append(f"all {values.size} ratings are {said}: a z-score is not defined")
         else:
             reasons.append("")
     return reasons

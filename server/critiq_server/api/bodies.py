@@ -276,7 +276,7 @@ def _fields(form: FormData, known: Set[str] | None = None) -> dict[str, str]:
     return fields
 
 
-_KNOWN = {"prompt", "model", "version", "dimensions", "priority", "top_k"}
+_KNOWN = {"prompt", "model", "version", "dimensions", "priority"}
 _URLS = {"url", "first_url", "second_url"}
 
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
 from critiq import types, wire
-from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, TooLarge
+from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, PermissionDenied, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import bodies, openai_moderations, page, schemas
 from critiq_server.api.answers import REFERENCE, answer, dumps, operation, refusal
@@ -124,12 +124,23 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/models/{name}/load", **operation(None, types.Model, "Load a model"))
     async def load_model(request: Request, name: str, version: str = "") -> Response:
+        _refuse_other_sites(request)
         return answer(request, await service.load(name, version), wire.model_to_proto)
 
     @app.post("/v1/models/{name}/unload", **operation(None, None, "Stop serving a model"))
     async def unload_model(request: Request, name: str, version: str = "") -> Response:
+        _refuse_other_sites(request)
         await service.unload(name, version)
         return answer(request, {}, lambda _: models_pb2.UnloadModelResponse())
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """Loading needs no body, so any page that an operator opens could ask for it; browsers say whose page it is."""
+    site = request.headers.get("sec-fetch-site", "none")
+    if site not in ("none", "same-origin"):
+        raise PermissionDenied(
+            f"models are not loaded or unloaded for a page of another site (Sec-Fetch-Site: {site[:32]})"
+        )
 
 
 def _add_health(app: FastAPI, is_ready: Callable[[], bool]) -> None:

@@ -109,10 +109,9 @@ class Callbacks:
                 task = asyncio.create_task(self._try(delivery))
                 self._sending[delivery.job] = task
                 task.add_done_callback(partial(self._done, delivery.job, host))
-        following = await self._run(self._outbox.next_due)
-        if following is None or following <= time.time():  # what is under way wakes us when it ends
-            return _LONGEST_SLEEP
-        return min(_LONGEST_SLEEP, following - time.time())
+        # What was due by now is under way, or waits for what is: that wakes us when it ends.
+        following = await self._run(self._outbox.next_due, now)
+        return _LONGEST_SLEEP if following is None else min(_LONGEST_SLEEP, max(0.0, following - time.time()))
 
     def _done(self, job: int, host: str, task: asyncio.Task[None]) -> None:
         del self._sending[job]

@@ -35,9 +35,9 @@ class Outbox:
         )
         return [Delivery(*row) for row in rows]
 
-    def next_due(self) -> float | None:
-        """When the next one is due."""
-        due: float | None = self._run("SELECT min(due) FROM callbacks").fetchone()[0]
+    def next_due(self, after: float = 0.0) -> float | None:
+        """When the next one is due, of those due after that."""
+        due: float | None = self._run("SELECT min(due) FROM callbacks WHERE due > ?", (after,)).fetchone()[0]
         return due
 
     def delivered(self, delivery: Delivery) -> None:
@@ -59,6 +59,8 @@ class Outbox:
 
     def _settle(self, delivery: Delivery, state: str, error: str, due: float | None) -> None:
         self._run(
-            "UPDATE callbacks SET state = ?, last_error = ?, due = ?, attempts = attempts + 1 WHERE job = ?",
+            # What was refused while a try was under way stays so: its body is gone.
+            "UPDATE callbacks SET state = ?, last_error = ?, due = ?, attempts = attempts + 1 "
+            "WHERE job = ? AND state = 'pending'",
             (state, error, due, delivery.job),
         )

@@ -161,6 +161,14 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "method": (lambda at: [f"--scores={at / 'scores.csv'}", "--method=cubic"], "known are linear, logistic4"),
     "own version": (lambda at: [f"--scores={at / 'scores.csv'}", "--version=1"], "--version '1' is the bundle's own"),
     "no version": (lambda at: [f"--scores={at / 'scores.csv'}", "--version=../../x"], "small letters, digits"),
+    "reference": (
+        lambda at: [f"--scores={at / 'scores.csv'}", f"--reference={at}/no"],
+        "no is no directory of pictures",
+    ),
+    "prompts": (
+        lambda at: [f"--scores={at / 'scores.csv'}", f"--reference={at}", "--dimension=wordiness"],
+        "wordiness needs a prompt",
+    ),
     "no bundle": (lambda at: [f"--scores={at / 'scores.csv'}", str(at / "images")], "unexpected extra argument"),
 }
 
@@ -176,7 +184,7 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
-    assert not list(tmp_path.rglob("manifest.json"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_version_is_never_overwritten(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +202,8 @@ def test_a_bundle_that_computes_something_else_is_refused(
     arguments = [f"--scores={folder / 'scores.csv'}", "--dimension=brightness", "--scale=1:5", "--method=linear"]
     assert main([str(broken), *arguments, f"--out={tmp_path / 'out'}", "--version=2", "--repeats=1"]) == 2
     assert "the server would refuse the bundle: golden record" in capsys.readouterr().err
-    assert not list((tmp_path / "out" / "broken").iterdir())
+    assert not list((tmp_path / "out").rglob("manifest.json"))
+    assert not (tmp_path / "out" / "broken").exists()
 
 
 def test_a_head_without_onnx_says_what_to_install(
@@ -212,6 +221,7 @@ def test_a_head_without_onnx_says_what_to_install(
     [
         ("liked", "image_encoder.pixels", "it has image_encoder.brightness"),
         ("brightness", "image_encoder", "the bundle has a dimension of that name"),
+        ("liked", "text_encoder.count", "that stage does not see the picture"),
         ("Wow!", "image_encoder", "small letters, digits"),
     ],
 )

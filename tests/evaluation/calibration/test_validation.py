@@ -72,6 +72,13 @@ def test_enough_labels() -> None:
     assert f"{found.enough} labels give an error within 5 %" in found.note
 
 
+def test_too_few_labels_to_tell() -> None:
+    x, y = noisy_line(13)
+    found = learning_curve(x, y, "linear", (1, 5))
+    assert found.enough is None
+    assert "11 labels are not shown to be enough" in found.note
+
+
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [

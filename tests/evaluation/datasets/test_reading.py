@@ -82,6 +82,24 @@ def test_aigciqa2023_prompts_repeat_by_picture_and_generator(tmp_path: Path) -> 
         read("aigciqa2023", labels)
 
 
+@pytest.mark.parametrize(("stem", "split"), [("mint_test", "test"), ("val", "validation"), ("latest", "")])
+def test_a_split_is_told_by_the_last_word_of_a_files_name(stem: str, split: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{stem}.json"
+    path.write_text('[{"img_path": "a.png", "gt_score": 1}]')
+    assert read("q-align", path).pictures[0].split == split
+
+
+def test_a_column_of_splits_that_are_none_is_one_problem(tmp_path: Path) -> None:
+    path = tmp_path / "meta.csv"
+    path.write_text("name,mos,std,split\na.png,1,0,0\nb.png,2,0,1\n")
+    (problem,) = read("pyiqa", path).problems
+    assert problem.message == "split says '0', never train, validation or test; it is ignored"
+    path.write_text("name,mos,std,split\na.png,1,0,Training\nb.png,2,0,1\n")
+    dataset = read("pyiqa", path)
+    assert [picture.split for picture in dataset.pictures] == ["train", ""]
+    assert [problem.row for problem in dataset.problems] == ["meta.csv line 3"]
+
+
 def test_koniqs_two_scales_are_told_apart(tmp_path: Path) -> None:
     official = tmp_path / "koniq10k_scores_and_distributions.csv"
     official.write_text("image_name,c1,c2,c3,c4,c5,c_total,MOS,SD,MOS_zscore\n1.jpg,0,0,25,73,7,105,3.8,0.5,73.2\n")
@@ -164,6 +182,22 @@ def test_columns_of_ones_own(tmp_path: Path) -> None:
         "a.png: dev is '0,5', no spread; the spread is left out"
     ]
     assert dataset.name == "generic (image: picture, quality: beauty, harm: truth, prompt: text)"
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"prompt": "txt"}, "has no column 'txt' for prompt; it has file, score, batch"),
+        ({"quality": "mos"}, "has no column 'mos' for quality"),
+        ({"beauty_std": "score"}, "beauty_std=...: there is no rating 'beauty'; there is mos"),
+        ({"scale.beauty": "0:1"}, "scale.beauty=...: there is no rating 'beauty'"),
+        ({"scale": "3:3"}, "scale=3:3: expected MIN:MAX"),
+    ],
+)
+def test_a_column_that_cannot_be_meant_is_refused(columns: dict[str, str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError) as caught:
+        read("generic", write_dataset("generic", tmp_path).labels, columns)
+    assert words in str(caught.value)
 
 
 def test_a_table_without_a_header(tmp_path: Path) -> None:

@@ -184,6 +184,11 @@ async def test_a_query_beside_a_body_that_has_fields_of_its_own(server: Server) 
     assert (refusal.status, refusal.field) == (400, "URL query")
 
 
+async def test_a_field_of_another_operation_in_a_form(server: Server) -> None:
+    refusal = await posted(server, files={"image": requests.flat()}, data={"top_k": "3"})
+    assert (refusal.status, "unknown field 'top_k'" in refusal.message) == (400, True)
+
+
 async def test_unknown_names_in_the_url(server: Server) -> None:
     refusal = await posted(server, "/v1/score?promt=a", content=b"x", headers={"content-type": "image/png"})
     assert refusal.status == 400

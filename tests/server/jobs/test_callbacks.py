@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -254,26 +255,42 @@ class _OneHostHangs(Outbound):
         return Answer(204, {}, b"")
 
 
-async def test_a_long_queue_for_one_host_hides_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callbacks, "_PAGE", 4)
+@asynccontextmanager
+async def waiting(path: Path, urls: list[str], told: list[str]) -> AsyncIterator[callbacks.Callbacks]:
+    """Callbacks of jobs that ended 0, 1, 2, … seconds after the beginning of 1970; ``told`` gets the outcomes."""
     settings = JobSettings(callbacks=CallbackSettings(hosts=("*.example",), secrets=(SECRET,)))  # type: ignore[arg-type]
     run = Thread()
-    store = await run(JobStore, tmp_path / "jobs.db", settings)
+    store = await run(JobStore, path / "jobs.db", settings)
     item = stored(Item("0", critiq.InvalidArgument("no picture")))
-    for at in range(10):
-        host = "quick.example" if at == 9 else "slow.example"
-        job = await run(store.submit, NewJob([item], callback=f"https://{host}?{at}"), 0.0)
+    for at, url in enumerate(urls):
+        job = await run(store.submit, NewJob([item], callback=url), 0.0)
         await run(store.end, job.id, "done", "", float(at), lambda _: b"{}")
-    told: list[str] = []
     outbound = _OneHostHangs(settings.callbacks, "jobs.callbacks")
-    delivering = callbacks.Callbacks(Outbox(store), run, settings.callbacks, outbound, told.append)
-    task = asyncio.create_task(delivering.deliver())
-    await until(lambda: told == ["delivered"])
-    assert delivering._hosts == {"slow.example": 4}
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    yield callbacks.Callbacks(Outbox(store), run, settings.callbacks, outbound, told.append)
     await run(store.close)
     run.close()
+
+
+async def test_a_long_queue_for_one_host_hides_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "_PAGE", 4)
+    urls = [*(f"https://slow.example?{at}" for at in range(9)), "https://quick.example"]
+    told: list[str] = []
+    async with waiting(tmp_path, urls, told) as delivering:
+        task = asyncio.create_task(delivering.deliver())
+        await until(lambda: told == ["delivered"])
+        assert delivering._hosts == {"slow.example": 4}
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_timer_that_fires_early_loses_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.999, 1.001])
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(time=lambda: next(clock)))
+    async with waiting(tmp_path, ["https://slow.example", "https://quick.example"], []) as delivering:
+        # The first is under way for long; the second becomes due while it is looked for.
+        assert await delivering._start_due() == 0.0
+        for task in delivering._sending.values():
+            task.cancel()
 
 
 async def until_tried(client: critiq.AsyncClient, name: str, count: int) -> None:

@@ -195,7 +195,7 @@ def test_tries_of_callbacks(store: JobStore) -> None:
     for job in jobs:
         store.claim([], 1.0)
         finish(store, job.id, now=5.0)
-    first, second, _ = outbox.due(5.0, 10)
+    first, second, third = outbox.due(5.0, 10)
     assert outbox.due(4.9, 10) == []
     outbox.failed(first, "answered 500", due=9.0)
     assert outbox.due(8.0, 1)[0].message == second.message
@@ -204,6 +204,8 @@ def test_tries_of_callbacks(store: JobStore) -> None:
     outbox.delivered(second)
     assert outbox.next_due() == 5.0
     outbox.refused(again, "answered 410")
+    assert outbox.next_due() is None
+    outbox.failed(third, "answered 500", due=20.0)  # it was under way
     assert outbox.next_due() is None
     states = {job.id: job.callback for job in store.recent(None, 9, "")}
     found = [states[job.id] for job in jobs]
