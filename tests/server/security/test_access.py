@@ -32,7 +32,7 @@ from critiq_server.app import App, StartError
 from critiq_server.security.guard import Guard
 from critiq_server.security.keys import SCOPES, append, new_key
 from tests.server.jobs.test_jobs import POLICY
-from tests.support.bundles import write_bundle
+from tests.support.bundles import write_bundle, write_simulated
 from tests.support.requests import flat
 from tests.support.servers import make_settings, running
 from tests.support.waiting import until
@@ -456,3 +456,23 @@ async def test_listening_further_warns_of_what_is_missing(tmp_path: Path, with_k
     said = [entry["event"] for entry in logs if entry["event"].startswith("listening beyond")]
     assert len(said) == 1
     assert ("without TLS" if with_keys else "without authentication") in said[0]
+
+
+async def test_calls_under_way_are_limited_and_make_room_when_they_end(tmp_path: Path) -> None:
+    write_simulated(tmp_path / "bundles", batch_ms=400)
+    text, key = new_key("one-at-a-time", ["score"], concurrency=1)
+    append(tmp_path / "keys.yaml", key)
+    security = {"keys_file": tmp_path / "keys.yaml"}
+    async with running(make_settings(tmp_path / "bundles", default="simulated", security=security)) as app:
+        for level, url in ((1, f"127.0.0.1:{app.grpc_port}"), (11, f"http://127.0.0.1:{app.rest_port}")):
+            async with critiq.AsyncClient(url, api_key=text, retries=0) as client:
+                first, second = await asyncio.gather(
+                    client.score(flat(level)), client.score(flat(level + 1)), return_exceptions=True
+                )
+                assert isinstance(first, critiq.ScoreResult)
+                assert isinstance(second, critiq.TooBusy)
+                assert "1 calls under way" in str(second)
+                with pytest.raises(critiq.DeadlineExceeded):
+                    await client.score(flat(level + 2), timeout=0.1)
+                await asyncio.sleep(0.1)  # the server notices that the caller has gone
+                assert (await client.score(flat(level + 3))).scores
