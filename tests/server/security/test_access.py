@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import pkgutil
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,6 +324,29 @@ async def test_the_client_carries_its_key(server: Server, face: str, monkeypatch
     async with critiq.AsyncClient(url, api_key="") as client:
         with pytest.raises(critiq.Unauthenticated):
             await client.score(flat())
+
+
+@module
+async def test_the_command_line_carries_its_key(server: Server) -> None:
+    async def run(*before: str, **environment: str) -> tuple[int | None, str]:
+        command = [sys.executable, "-m", "critiq.cli", *before, "models", f"--url=127.0.0.1:{server.app.grpc_port}"]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env={**os.environ, **environment},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await process.communicate()
+        return process.returncode, said.decode()
+
+    key = server.keys["score"]
+    (refused, why), *answered = await asyncio.gather(run(), run("--api-key", key), run(CRITIQ_API_KEY=key))
+    assert refused == 2
+    assert "needs an API key" in why
+    for status, said in answered:
+        assert status == 0, said
+        assert "tiny" in said
+        assert key not in said
 
 
 def test_a_key_that_no_header_can_carry_is_not_shown() -> None:
