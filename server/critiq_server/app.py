@@ -373,7 +373,11 @@ class _Uvicorn(uvicorn.Server):
 
 def _socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=4096)
+    opened = socket.create_server((host, port), family=family, backlog=4096)
+    # Connections inherit it. uvloop sets it by itself; asyncio does not for such sockets, and answers of two writes
+    # would wait 40 ms for the caller's acknowledgement.
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return opened
 
 
 async def serve(settings: Settings) -> None:

@@ -192,7 +192,6 @@ def expected(path: str, method: str) -> str:
     return by_method["GET" if method == "HEAD" and "GET" in by_method else method]
 
 
-@pytest.mark.slow
 @module
 async def test_every_route_asks_for_its_scope(server: Server) -> None:
     found = set(endpoints(list(server.application().routes)))
