@@ -13,12 +13,14 @@ from typing import Any
 
 import structlog
 import uvicorn
-from prometheus_client import start_http_server
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from critiq.errors import CritiqError
+from critiq_server.api.access import METRICS, SCORE, Guarded, Scopes
 from critiq_server.api.compat.faces import listeners
 from critiq_server.api.grpc_api import GrpcFace
+from critiq_server.api.metrics import metrics_app
 from critiq_server.api.rest import rest_app
 from critiq_server.bundles.model import LoadedModel
 from critiq_server.bundles.repository import BUILTIN
@@ -44,6 +46,8 @@ from critiq_server.runtime.onnx import CPU, usable_cores
 from critiq_server.scoring.drift import DriftMonitor
 from critiq_server.scoring.drift_metrics import DriftCollector
 from critiq_server.scoring.policy_files import PolicyError
+from critiq_server.security.guard import Guard
+from critiq_server.security.keys import KeysError
 from critiq_server.service import Service
 from critiq_server.settings import LOOPBACK, Settings
 from critiq_server.telemetry.faults import internal
@@ -73,13 +77,15 @@ class App:
         """Loads the models and listens.
 
         Raises:
-            StartError: a port is taken, a store on disk cannot be opened, a moderation policy cannot be used, or no
-                model could be loaded.
+            StartError: a port is taken, a store on disk cannot be opened, the file of keys or a moderation policy
+                cannot be used, or no model could be loaded.
         """
         try:
+            security = self.settings.security
+            self._guard = Guard(security, security.keys_file) if security.keys_file is not None else None
             self._policies = load_policies(self.settings.moderation)
             self.service = self._build_service()
-        except (StoreError, PolicyError) as error:
+        except (KeysError, StoreError, PolicyError) as error:
             raise StartError(str(error)) from error
         self.moderation = Moderation(self.service, self._policies)
         self.jobs = Jobs(self.settings.jobs, self.moderation, self.metrics)
@@ -87,14 +93,16 @@ class App:
             await self.jobs.open()
         except JobStoreError as error:
             raise StartError(str(error)) from error
-        self._grpc = GrpcFace(self.service, self._is_ready, self.moderation, self.jobs)
-        self._rest = _Uvicorn(rest_app(self.service, self._is_ready, self.moderation, self.jobs))
+        self._grpc = GrpcFace(self.service, self._is_ready, self.moderation, self.jobs, self._guard)
+        self._rest = _Uvicorn(self._guarded(rest_app(self.service, self._is_ready, self.moderation, self.jobs)))
         self._listen()
         self._serving = [
             asyncio.create_task(face.serve(sockets=[opened]))
-            for face, opened in ((self._rest, self._rest_socket), *self._compat)
+            for face, opened in ((self._rest, self._rest_socket), (self._metrics, self._metrics_socket), *self._compat)
         ]
-        self._watching = asyncio.create_task(self._watch_drift())
+        self._watching = [asyncio.create_task(self._watch_drift())]
+        if self._guard is not None:
+            self._watching.append(asyncio.create_task(self._guard.watch()))
         await self._grpc.server.start()
         await self._load_models()
         self.jobs.start()
@@ -112,18 +120,17 @@ class App:
             await asyncio.wait_for(self.service.admission.drained(), seconds)
         except TimeoutError:
             logger.warning("stopped before everything was answered", left=self.service.admission.items, seconds=seconds)
-        for face in (self._rest, *(face for face, _ in self._compat)):
+        for face in (self._rest, self._metrics, *(face for face, _ in self._compat)):
             face.should_exit = True
         await asyncio.gather(self._grpc.server.stop(1.0), *self._serving, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.service.registry.close(), 5.0)
-        self._watching.cancel()
+        for task in self._watching:
+            task.cancel()
         self._drift.close()
         if self._below is not None:
             await self._below.close()
         self._workers.close()
-        self._metrics_server.shutdown()
-        self._metrics_server.server_close()
 
     async def _watch_drift(self) -> None:
         while self.settings.drift.enabled:
@@ -272,21 +279,29 @@ class App:
             port, flag = server.grpc_port, "--grpc-port"
             self.grpc_port = self._grpc.bind(host, port)
             port, flag = server.metrics_port, "--metrics-port"
-            self._metrics_server, _ = start_http_server(port, host, self.metrics.registry)
-            self.metrics_port = self._metrics_server.server_port
+            self._metrics_socket = _socket(host, port)
+            self._metrics = _Uvicorn(self._guarded(metrics_app(self.metrics.registry), METRICS))
+            self.metrics_port = self._metrics_socket.getsockname()[1]
             host = self.settings.compat.host
             for listener in listeners(self.service):
                 port, flag = listener.port, f"port in {listener.setting}"
                 opened = _socket(host, port)
-                self._compat.append((_Uvicorn(listener.app), opened))
+                self._compat.append((_Uvicorn(self._guarded(listener.app, SCORE)), opened))
                 self.compat_ports.append(opened.getsockname()[1])
         except OSError as error:
             raise StartError(
                 f"cannot listen on {host}:{port} ({error}); stop what uses it, or choose another {flag}"
             ) from error
         for address in {server.host, *([host] if self._compat else [])}:
-            if address not in LOOPBACK:
+            if address in LOOPBACK:
+                continue
+            if self._guard is None:
                 logger.warning("listening beyond this machine without authentication", host=address)
+            else:
+                logger.warning("listening beyond this machine without TLS: keys can be read on their way", host=address)
+
+    def _guarded(self, app: ASGIApp, scopes: Scopes | None = None) -> ASGIApp:
+        return app if self._guard is None else Guarded(app, self._guard, scopes)
 
     async def _load_models(self) -> None:
         registry = self.service.registry
@@ -358,7 +373,11 @@ class _Uvicorn(uvicorn.Server):
 
 def _socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=4096)
+    opened = socket.create_server((host, port), family=family, backlog=4096)
+    # Connections inherit it. uvloop sets it by itself; asyncio does not for such sockets, and answers of two writes
+    # would wait 40 ms for the caller's acknowledgement.
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return opened
 
 
 async def serve(settings: Settings) -> None:

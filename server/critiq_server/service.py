@@ -54,6 +54,7 @@ from critiq_server.scoring.ranking import (
     ranking,
     unlike,
 )
+from critiq_server.security.guard import audited
 from critiq_server.settings import Settings
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
@@ -266,13 +267,15 @@ class Service:
 
     async def load(self, name: str, version: str = "") -> types.Model:
         """Loads a version; raises ``PermissionDenied`` where the settings do not allow it."""
-        self._check_changes_allowed(name)
-        return await self.registry.load(name, version)
+        with audited("load", model=name, version=version):
+            self._check_changes_allowed(name)
+            return await self.registry.load(name, version)
 
     async def unload(self, name: str, version: str = "") -> None:
         """Unloads a version, or all of a model's."""
-        self._check_changes_allowed(name)
-        await self.registry.unload(name, version)
+        with audited("unload", model=name, version=version):
+            self._check_changes_allowed(name)
+            await self.registry.unload(name, version)
 
     async def _item(self, item: Item, timeout: float | None) -> types.ItemResult:
         outcome = await self._outcome(f"item {quoted(item.id)}", item.query, timeout, self._answering.score)

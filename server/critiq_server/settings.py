@@ -20,6 +20,7 @@ from critiq_server.runtime.lmm.settings import LmmSettings
 from critiq_server.runtime.onnx import RuntimeSettings
 from critiq_server.scoring.drift_settings import DriftSettings
 from critiq_server.scoring.moderation_settings import ModerationSettings
+from critiq_server.security.settings import SecuritySettings
 
 
 class _Section(BaseModel):
@@ -31,7 +32,7 @@ class ServerSettings(_Section):
 
     host: str = Field(
         "127.0.0.1",
-        description="Address to listen on. Anything but loopback lets others in: there is no authentication yet.",
+        description="Address to listen on. Anything but loopback lets others in: see security.keys_file.",
     )
     rest_port: int = Field(8000, ge=0, le=65535, description="REST. 0: any free port.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC. 0: any free port.")
@@ -199,6 +200,7 @@ class Settings(BaseSettings):
     page: PageSettings = Field(default_factory=PageSettings)
     drift: DriftSettings = Field(default_factory=DriftSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+    security: SecuritySettings = Field(default_factory=SecuritySettings)
 
     @model_validator(mode="after")
     def _pickles_stay_on_this_machine(self) -> Settings:

@@ -64,7 +64,7 @@ def test_serving_an_onnx_bundle_needs_neither_torch_nor_transformers(tmp_path: P
 
 # From the top down; a module may import those of later layers, and of its own.
 LAYERS = [
-    ["cli", "policy_cli"],
+    ["cli", "policy_cli", "security.keys_cli"],
     ["app"],
     ["api"],
     ["jobs.operations", "jobs.runner", "jobs.callbacks", "jobs.outbox", "jobs.store", "jobs.records", "jobs.thread"],
@@ -80,7 +80,19 @@ LAYERS = [
     ["settings"],
     ["images", "jobs.settings", "features", "runtime", "prompts"],
     ["outbound"],
-    ["scoring", "telemetry", "page", "bundles.manifest", "bundles.lmm", "bundles.views", "wording"],
+    [
+        "scoring",
+        "security.guard",
+        "security.keys",
+        "security.limits",
+        "security.settings",
+        "telemetry",
+        "page",
+        "bundles.manifest",
+        "bundles.lmm",
+        "bundles.views",
+        "wording",
+    ],
 ]
 EXCEPTIONS = {
     # Names in annotations only, under TYPE_CHECKING.

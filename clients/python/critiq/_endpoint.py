@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from critiq.errors import InvalidArgument
 
 DEFAULT_URL = "localhost:8001"
+API_KEY_VARIABLE = "CRITIQ_API_KEY"
 _GRPC_PORT = 8001
+_PRINTABLE = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,21 +24,32 @@ class Endpoint:
     target: str
     grpc: bool
     secure: bool
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
+    """They may hold a key: never shown."""
     ca_file: Path | None = None
     """PEM certificates to trust instead of the system's."""
 
 
-def parse(url: str, headers: Mapping[str, str] | None, ca_file: str | Path | None) -> Endpoint:
+def parse(
+    url: str, headers: Mapping[str, str] | None, ca_file: str | Path | None, api_key: str | None = None
+) -> Endpoint:
     """``host[:port]``, ``grpc://``, ``grpcs://`` and ``unix:`` mean gRPC, ``http://`` and ``https://`` REST.
 
     Raises:
-        InvalidArgument: another scheme, no host, a port that is no number, or an unreadable ``ca_file``.
+        InvalidArgument: another scheme, no host, a port that is no number, an unreadable ``ca_file``, or an ``api_key``
+            that no header can carry.
     """
     certificates = Path(ca_file) if ca_file is not None else None
     if certificates is not None and not certificates.is_file():
         raise InvalidArgument(f"no such file: {certificates}", field="ca_file")
     names = {name.lower(): value for name, value in (headers or {}).items()}
+    key = api_key if api_key is not None else os.environ.get(API_KEY_VARIABLE, "")
+    if key and not _PRINTABLE.fullmatch(key):
+        raise InvalidArgument("it holds a space, a line's end or another character that no key has", field="api_key")
+    if key and "authorization" not in names:
+        names["authorization"] = f"Bearer {key}"
+    elif key:  # what the caller has set there may be for a proxy
+        names.setdefault("x-api-key", key)
     if url.startswith("unix:"):
         return Endpoint(url, True, False, names)
     scheme, separator, rest = url.partition("://")

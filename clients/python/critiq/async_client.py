@@ -55,8 +55,9 @@ class AsyncClient(AsyncJobMethods):
         retries: int = 3,
         headers: Mapping[str, str] | None = None,
         ca_file: str | Path | None = None,
+        api_key: str | None = None,
     ) -> None:
-        super().__init__(url, timeout, retries, headers, ca_file)
+        super().__init__(url, timeout, retries, headers, ca_file, api_key)
         self._transport = _transport(self._endpoint)
 
     async def score(

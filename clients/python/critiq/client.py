@@ -52,6 +52,8 @@ class Client(JobMethods):
         retries: tries after the first one, where the server refused or was not reached.
         headers: sent with each call (gRPC metadata, HTTP headers).
         ca_file: PEM certificates to trust instead of the system's.
+        api_key: for servers that ask for keys; default: the environment's ``CRITIQ_API_KEY``; empty: none. It is sent
+            in the header ``Authorization``, or ``x-api-key`` where ``headers`` have that one already.
 
     Every method raises the classes of :mod:`critiq.errors`, the server's as well as :class:`~critiq.errors.Unavailable`
     (not reached), :class:`~critiq.errors.DeadlineExceeded` and :class:`~critiq.errors.InvalidArgument` (for what cannot
@@ -66,8 +68,9 @@ class Client(JobMethods):
         retries: int = 3,
         headers: Mapping[str, str] | None = None,
         ca_file: str | Path | None = None,
+        api_key: str | None = None,
     ) -> None:
-        super().__init__(url, timeout, retries, headers, ca_file)
+        super().__init__(url, timeout, retries, headers, ca_file, api_key)
         self._transport = _transport(self._endpoint)
 
     def score(

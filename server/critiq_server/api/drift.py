@@ -12,6 +12,7 @@ from critiq.errors import BY_HTTP_STATUS, InvalidArgument
 from critiq_server.api import bodies, schemas
 from critiq_server.scoring.drift_labels import HEADER, Labels
 from critiq_server.scoring.drift_report import DriftJson
+from critiq_server.security.guard import audited
 from critiq_server.service import Service
 from critiq_server.wording import quoted
 
@@ -74,10 +75,11 @@ def add_drift(app: FastAPI, service: Service) -> None:
                 f"cannot read a body of type {quoted(kind or '(none)')}; accepted: {bodies.JSON}", field="Content-Type"
             )
         body = bodies.from_json(BaselineSetJson, await request.body())
-        service.model(body.model, body.version)
-        answer = service.drift.set_baseline(
-            body.model, body.version, body.label, body.name, hours=body.hours, requests=body.requests
-        )
+        with audited("set baseline", model=body.model, version=body.version):
+            service.model(body.model, body.version)
+            answer = service.drift.set_baseline(
+                body.model, body.version, body.label, body.name, hours=body.hours, requests=body.requests
+            )
         return Response(answer.model_dump_json(), media_type=bodies.JSON)
 
 

@@ -18,11 +18,13 @@ from critiq.errors import CritiqError, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import jobs as jobs_face
 from critiq_server.api import moderation, translate
+from critiq_server.api.access import GuardedCalls
 from critiq_server.api.oip import rpc as inference
 from critiq_server.jobs.operations import Jobs
 from critiq_server.moderation import Moderation
 from critiq_server.queries import Item
 from critiq_server.scoring.drift_labels import HEADER
+from critiq_server.security.guard import Guard
 from critiq_server.service import Service
 from critiq_server.telemetry.faults import internal
 
@@ -39,7 +41,14 @@ Unary = Callable[[M, float | None], Awaitable[Message]]
 class GrpcFace:
     """The services ``Scoring``, ``Models``, the Open Inference Protocol's, health and reflection on one port."""
 
-    def __init__(self, service: Service, is_ready: Callable[[], bool], moderation: Moderation, jobs: Jobs) -> None:
+    def __init__(
+        self,
+        service: Service,
+        is_ready: Callable[[], bool],
+        moderation: Moderation,
+        jobs: Jobs,
+        guard: Guard | None = None,
+    ) -> None:
         limit = service.settings.limits.request_bytes
         self._service = service
         self._moderation = moderation
@@ -48,6 +57,7 @@ class GrpcFace:
         self._request_bytes = limit
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self.server = grpc.aio.server(
+            interceptors=[GuardedCalls(guard, _abort)] if guard is not None else [],
             options=[
                 # The handlers refuse what is over the limit with a clear message; gRPC itself stops at twice as much.
                 ("grpc.max_receive_message_length", 2 * limit),
@@ -57,7 +67,7 @@ class GrpcFace:
                 # could act on. Ours is the gate that refuses, with a hint.
                 ("grpc.server.max_pending_requests", _ENDLESS),
                 ("grpc.server.max_pending_requests_hard_limit", _ENDLESS),
-            ]
+            ],
         )
         self._add_services()
 

@@ -22,6 +22,7 @@ from critiq_server.jobs.thread import Thread
 from critiq_server.moderation import Moderation
 from critiq_server.outbound.connect import Outbound
 from critiq_server.queries import Item, Query, Target, check_unique
+from critiq_server.security.limits import caller
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
 from critiq_server.wording import quoted
@@ -112,7 +113,7 @@ class Jobs:
             _check_no_target(items)
         if callback:
             self._check_callback(callback)
-        new = NewJob([stored(item) for item in items], policy, policy_version, asked, callback, key)
+        new = NewJob([stored(item) for item in items], policy, policy_version, asked, callback, key, caller.get() or "")
         if new.size > self._settings.max_bytes:
             raise TooLarge(
                 f"the job has {new.size:,} bytes, the limit is {self._settings.max_bytes:,}; send several",
@@ -123,9 +124,9 @@ class Jobs:
         return job
 
     async def get(self, name: str) -> Job:
-        """One job; raises ``NotFound``."""
+        """One job; raises ``NotFound``, for jobs of other callers' API keys too."""
         self._check_open()
-        job = await self._do(self._store.get, name)
+        job = await self._do(self._store.get, name, caller.get())
         if job is None:
             raise NotFound(
                 f"there is no job {quoted(name)}; jobs are kept for {self._settings.keep_seconds:g} s after their end",
@@ -138,7 +139,7 @@ class Jobs:
         self._check_open()
         if after:
             await self.get(after)
-        return await self._do(self._store.recent, state, _page(limit), after)
+        return await self._do(self._store.recent, state, _page(limit), after, caller.get())
 
     async def results(self, name: str, start: int = 0, limit: int = 0) -> JobResults:
         """A page of results; raises ``NotFound``; see ``JobResultsRequest``."""

@@ -44,6 +44,8 @@ class NewJob:
     """Name and version as the caller gave them: what they stand for may change until the caller asks again."""
     callback: str = ""
     key: str = ""
+    owner: str = ""
+    """Name of the API key that submitted it; empty where none was asked for."""
 
     @property
     def size(self) -> int:

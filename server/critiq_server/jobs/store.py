@@ -21,14 +21,14 @@ from critiq_server.jobs.records import NewJob, PendingItem, query_of
 from critiq_server.jobs.settings import JobSettings
 from critiq_server.outbound.urls import parse
 
-SCHEMA = 1
+SCHEMA = 2
 _TABLES = """
 CREATE TABLE jobs (
   number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, items INTEGER NOT NULL,
   answered INTEGER NOT NULL, failed INTEGER NOT NULL, accept INTEGER NOT NULL DEFAULT 0,
   review INTEGER NOT NULL DEFAULT 0, reject INTEGER NOT NULL DEFAULT 0, waiting_bytes INTEGER NOT NULL,
   policy TEXT NOT NULL, policy_version TEXT NOT NULL, created REAL NOT NULL, started REAL, finished REAL,
-  error TEXT NOT NULL DEFAULT '', key TEXT UNIQUE, digest BLOB NOT NULL
+  error TEXT NOT NULL DEFAULT '', key TEXT UNIQUE, digest BLOB NOT NULL, owner TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX jobs_by_state ON jobs (state, number);
 CREATE TABLE items (
@@ -119,6 +119,9 @@ class JobStore:
                 for statement in _TABLES.split(";"):
                     run(statement)
                 run(f"PRAGMA user_version = {SCHEMA}")
+            elif version == 1:
+                run("ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+                run(f"PRAGMA user_version = {SCHEMA}")
             elif version != SCHEMA:
                 raise JobStoreError(
                     f"{path} has jobs of version {version}, this server knows {SCHEMA}; finish them with the server "
@@ -145,9 +148,11 @@ class JobStore:
         Raises ``TooBusy`` if there is no room, ``FailedPrecondition`` if the key is another job's.
         """
         digest = new.digest()
+        # Callers choose keys without knowing of each other's.
+        key = f"{new.owner}\n{new.key}" if new.key and new.owner else new.key
         with self.transaction():
-            if new.key:
-                known = self.connection.execute("SELECT id, digest FROM jobs WHERE key = ?", (new.key,)).fetchone()
+            if key:
+                known = self.connection.execute("SELECT id, digest FROM jobs WHERE key = ?", (key,)).fetchone()
                 if known is not None:
                     if known["digest"] != digest:
                         raise FailedPrecondition(
@@ -160,7 +165,7 @@ class JobStore:
             answered = sum(item.result is not None for item in new.items)
             number = self.connection.execute(
                 "INSERT INTO jobs (id, state, items, answered, failed, waiting_bytes, policy, policy_version, created, "
-                "key, digest) VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "key, digest, owner) VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     name,
                     len(new.items),
@@ -170,8 +175,9 @@ class JobStore:
                     new.policy,
                     new.policy_version,
                     now,
-                    new.key or None,
+                    key or None,
                     digest,
+                    new.owner,
                 ),
             ).lastrowid
             self.connection.executemany(
@@ -188,16 +194,20 @@ class JobStore:
                 )
             return self._found(name)
 
-    def get(self, name: str) -> Job | None:
-        row = self.connection.execute(_JOB + "WHERE jobs.id = ?", (name,)).fetchone()
+    def get(self, name: str, owner: str | None = None) -> Job | None:
+        """``owner``: only if it is this one's; ``None``: whosever it is."""
+        row = self.connection.execute(
+            _JOB + "WHERE jobs.id = ?1 AND (?2 IS NULL OR jobs.owner = ?2)", (name, owner)
+        ).fetchone()
         return None if row is None else _job(row)
 
-    def recent(self, state: JobState | None, limit: int, after: str) -> list[Job]:
+    def recent(self, state: JobState | None, limit: int, after: str, owner: str | None = None) -> list[Job]:
         """Newest first; ``after``: only those older than this one. None if that is not there any more."""
         rows = self.connection.execute(
             f"{_JOB} WHERE (?1 IS NULL OR jobs.state = ?1) "  # noqa: S608 - a constant
-            "AND (?2 = '' OR number < (SELECT number FROM jobs WHERE id = ?2)) ORDER BY number DESC LIMIT ?3",
-            (state, after, limit),
+            "AND (?2 = '' OR number < (SELECT number FROM jobs WHERE id = ?2)) "
+            "AND (?4 IS NULL OR jobs.owner = ?4) ORDER BY number DESC LIMIT ?3",
+            (state, after, limit, owner),
         )
         return [_job(row) for row in rows]
 

@@ -274,3 +274,18 @@ def test_errors_of_reading_are_results() -> None:
     found = result_of(entry.result)
     assert isinstance(found.error, CritiqError)
     assert (found.id, str(found.error)) == ("a", "image: no picture")
+
+
+def test_a_file_from_before_jobs_had_owners_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    first = JobStore(path, settings())
+    job = first.submit(new(key="k"), 1.0)
+    first.connection.execute("ALTER TABLE jobs DROP COLUMN owner")
+    first.connection.execute("PRAGMA user_version = 1")
+    first.close()
+    second = JobStore(path, settings())
+    assert second.get(job.id) == job
+    assert second.get(job.id, "somebody") is None
+    assert second.submit(new(key="k"), 2.0) == job
+    assert second.submit(new(key="k", owner="somebody"), 2.0).id != job.id
+    second.close()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version as distribution_version
 from typing import Annotated
 
 import typer
 
+from critiq._endpoint import API_KEY_VARIABLE
 from critiq.cli import exits, handover, jobs, models, moderate, rank, score
 from critiq.errors import CritiqError
 
@@ -30,6 +32,7 @@ for _command in (
     handover.export,
     handover.features,
     handover.policy,
+    handover.keys,
     handover.evaluate,
     handover.ratings,
     handover.calibrate,
@@ -54,8 +57,17 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    api_key: Annotated[
+        str,
+        typer.Option(
+            envvar=API_KEY_VARIABLE,
+            show_default=False,
+            help="Key for servers that ask for one. Others on this machine can see arguments: prefer the variable.",
+        ),
+    ] = "",
 ) -> None:
-    pass
+    if api_key:  # commands of other packages make clients of their own, which look there
+        os.environ[API_KEY_VARIABLE] = api_key
 
 
 def main() -> None:

@@ -24,6 +24,11 @@ def features(context: typer.Context) -> None:
     _hand_over(context, "critiq_exporters.features.cli", "the builder of features", "lmm")
 
 
+def keys(context: typer.Context) -> None:
+    """Make and list the API keys of a server's callers. Needs the extra `server`."""
+    _hand_over(context, "critiq_server.security.keys_cli", "the server", "server")
+
+
 def policy(context: typer.Context) -> None:
     """Check moderation policies and try them on recorded scores. Needs the extra `server`."""
     _hand_over(context, "critiq_server.policy_cli", "the server", "server")

@@ -1,5 +1,7 @@
 // Calls to the server that served this page, and to no other.
 
+import { fetchWithKey } from "./key.js";
+
 const BUSY_TRIES = 4;
 const CHUNK_BYTES = 12e6;
 const CHUNK_ITEMS = 8;
@@ -104,7 +106,7 @@ function chunks(blobs) {
 
 async function reach(path, options) {
   try {
-    return await fetch(address(path), { headers: { Accept: "application/json" }, ...options });
+    return await fetchWithKey(address(path), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("UNREACHABLE", `The server at ${location.host} does not answer. Is it still running?`);

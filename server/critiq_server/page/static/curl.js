@@ -2,6 +2,7 @@
 
 import { address } from "./api.js";
 import { announce, el } from "./dom.js";
+import { hasKey } from "./key.js";
 
 /** `text` as one word of a POSIX shell. */
 function quoted(text) {
@@ -11,6 +12,7 @@ function quoted(text) {
 /** A curl command that sends the files as a form; they lie in the current folder under their names. */
 export function curl(path, names, { prompt = "", model = null, dimensions = [] }, more = {}) {
   const parts = [`curl ${quoted(address(path))}`];
+  if (hasKey()) parts.push('-H "Authorization: Bearer $CRITIQ_API_KEY"'); // not the key itself: commands get shared
   // curl reads quotes and backslashes in a quoted file name; a semicolon or comma outside of quotes ends it.
   for (const name of names) parts.push(`-F ${quoted(`image=@"./${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`)}`);
   if (prompt) parts.push(`--form-string ${quoted(`prompt=${prompt}`)}`);

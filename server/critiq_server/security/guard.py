@@ -1,0 +1,128 @@
+"""Lets a call in by its key, and keeps the audit log."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from critiq.errors import CritiqError, PermissionDenied, Unauthenticated
+from critiq_server.security.keys import KeysError, Scope, read_keys
+from critiq_server.security.limits import Allowance, caller
+from critiq_server.security.settings import SecuritySettings
+from critiq_server.telemetry.faults import internal
+
+logger = structlog.get_logger("critiq.audit")
+
+HOW = "send the header `Authorization: Bearer KEY`, or `x-api-key: KEY`"
+_QUIET_SECONDS = 10.0
+
+
+class Guard:
+    """The keys of the settings' file, and what each has left.
+
+    Raises:
+        KeysError: the file cannot be used.
+    """
+
+    def __init__(self, settings: SecuritySettings, path: Path) -> None:
+        self.settings = settings
+        self._path = path
+        self._allowances: dict[str, Allowance] = {}
+        self._stamp: tuple[int, int, int] | None = None
+        self._refused, self._logged_at = 0, float("-inf")
+        self._read()
+
+    def admit(self, credential: str, scopes: Collection[Scope], what: str) -> Allowance:
+        """The allowance of the key, from which one call is spent; answer it within :meth:`Allowance.call`.
+
+        Args:
+            credential: the key as it was sent; empty if none was.
+            scopes: the key needs one of these.
+            what: the call, for the log.
+
+        Raises:
+            Unauthenticated: no key, or none that is known.
+            PermissionDenied: the key opens other things.
+            TooBusy: the key's limits.
+        """
+        key = self._keys.find(credential)
+        if key is None:
+            self._note(what, "unknown key" if credential else "no key", "")
+            missing = "this key is not known here" if credential else "this call needs an API key"
+            raise Unauthenticated(f"{missing}; {HOW}")
+        if not any(scope in scopes for scope in key.scopes):
+            self._note(what, "scope", key.name)
+            raise PermissionDenied(
+                f"this call needs a key with the scope {' or '.join(sorted(scopes))}; the key {key.name!r} has "
+                f"{', '.join(key.scopes)}"
+            )
+        allowance = self._allowances[key.id]
+        allowance.check_room()
+        allowance.spend()
+        return allowance
+
+    async def watch(self) -> None:
+        """Reads the file again whenever it has changed, for ever. If that fails, the keys stay as they were."""
+        while True:
+            await asyncio.sleep(self.settings.reload_seconds)
+            try:
+                self.look()
+            except Exception as error:
+                internal("watching the file of keys", error)  # in the log; the keys stay, the next look may fare better
+
+    def look(self) -> None:
+        """Reads the file again if it has changed."""
+        if self._stamp == self._stamp_now():
+            return
+        try:
+            self._read()
+            logger.info("keys read again", keys=len(self._keys), file=str(self._path))
+        except KeysError as error:
+            logger.error("the changed file of keys is not used; the keys from before stay", why=str(error))
+
+    def _read(self) -> None:
+        self._stamp = self._stamp_now()
+        self._keys = read_keys(self._path)
+        before, self._allowances = self._allowances, {}
+        for key in self._keys:
+            known = before.get(key.id)
+            if known is None:
+                known = Allowance(key)
+            else:
+                known.change(key)
+            self._allowances[key.id] = known
+
+    def _stamp_now(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def _note(self, what: str, why: str, name: str) -> None:
+        """A line of the log, but one in so many seconds: strangers must not fill the disk."""
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._logged_at >= _QUIET_SECONDS:
+            logger.warning("refused", call=what[:200], why=why, key=name, refused_since_last_line=self._refused)
+            self._refused, self._logged_at = 0, now
+
+
+@contextmanager
+def audited(call: str, **fields: str) -> Iterator[None]:
+    """Logs an administrative call, whose it was, and what it came to."""
+    given = {name: value[:200] for name, value in fields.items()}
+    outcome = "INTERNAL"
+    try:
+        yield
+        outcome = "OK"
+    except CritiqError as error:
+        outcome = error.code
+        raise
+    finally:
+        logger.info("audit", call=call, key=caller.get() or "", outcome=outcome, **given)
