@@ -425,6 +425,7 @@ def test_the_curl_line_gives_the_same(page: Page, url: str, files: dict[str, Pat
 def test_the_clipboard_gets_the_line(page: Page, files: dict[str, Path]) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     choose(page, files["small.png"])
+    expect(page.locator("pre")).to_have_count(2)  # the verdict's comes later, and stands first
     page.get_by_role("button", name="Copy as curl").first.click()
     expect(page.locator("#announce")).to_contain_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()") == page.locator("pre").first.inner_text()
