@@ -16,7 +16,7 @@ OPTIONS = {"eliq": ["--lmm-revision", "0" * 64]}
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("family", ["nima", "eliq", "imagereward"])
+@pytest.mark.parametrize("family", ["nima", "eliq", "imagereward", "clipscore"])
 def test_a_checkpoint_of_the_published_size_exports_and_loads(family: str, tmp_path: Path) -> None:
     checkpoint = MAKERS[family](tmp_path / "checkpoint")
     given = checkpoint if checkpoint.is_dir() or family in ("nima", "eliq") else checkpoint.parent
