@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 import critiq
+from critiq.cli.score import progress as progress_bar
 from critiq.types import Dimension, ItemResult, Model
 from critiq_evaluation.datasets.types import Dataset
 from critiq_evaluation.errors import EvaluationError
@@ -142,7 +142,7 @@ def score_pictures(
     digests = {asked.image: _digest(images, asked.image) for asked in pictures}
     store = ScoreCache(cache)
     try:
-        with critiq.Client(server, timeout=timeout) as client, _progress() as progress:
+        with critiq.Client(server, timeout=timeout) as client, progress_bar() as progress:
             # All models are looked up before any is asked, so that a misspelt name costs no time.
             found = [_model(client, name) for name in models]
             runs = [_Run(client, model, images, digests, store, window, progress) for model in found]
@@ -280,17 +280,3 @@ def _why_unreadable(images: Path, name: str) -> str:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return f"cannot read {name!r}: {reason}"
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )

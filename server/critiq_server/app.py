@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from critiq.errors import CritiqError
+from critiq_server.answering import Answering
 from critiq_server.api.access import METRICS, SCORE, Guarded, Scopes
 from critiq_server.api.compat.faces import listeners
 from critiq_server.api.grpc_api import GrpcFace
@@ -186,7 +187,8 @@ class App:
 
         engine = Engine(store, on_lookup, self._below, on_output)
         remote = RemotePictures(settings.urls, settings.limits.image, lambda code: metrics.downloads.labels(code).inc())
-        return Service(settings, registry, engine, darkroom, admission, metrics, remote, self._drift)
+        answering = Answering(settings, registry, engine, darkroom, metrics, remote, self._drift)
+        return Service(settings, registry, answering, admission, metrics, self._drift)
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:
         """Puts a batcher in front of each stage."""

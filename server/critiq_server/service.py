@@ -25,10 +25,7 @@ from critiq.errors import (
 from critiq_server.answering import Answering
 from critiq_server.engine.admission import Admission
 from critiq_server.engine.demand import Call, Priority
-from critiq_server.engine.engine import Engine
-from critiq_server.engine.pictures import Darkroom
 from critiq_server.features.records import Features
-from critiq_server.images.remote import RemotePictures
 from critiq_server.images.source import ImageSource, RemoteImage
 from critiq_server.prompts import normalise
 from critiq_server.queries import (
@@ -72,11 +69,9 @@ class Service:
         self,
         settings: Settings,
         registry: Registry,
-        engine: Engine,
-        darkroom: Darkroom,
+        answering: Answering,
         admission: Admission,
         metrics: Metrics,
-        remote: RemotePictures,
         drift: DriftMonitor,
     ) -> None:
         self.settings = settings
@@ -84,7 +79,7 @@ class Service:
         self.admission = admission
         self.metrics = metrics
         self.drift = drift
-        self._answering = Answering(settings, registry, engine, darkroom, metrics, remote, drift)
+        self._answering = answering
         # prometheus_client looks labels up under a lock; their values are few.
         self._requests = cache(metrics.requests.labels)
         self._latency = cache(metrics.latency.labels)

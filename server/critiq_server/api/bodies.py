@@ -135,7 +135,7 @@ async def rank_arguments(request: Request) -> dict[str, Any]:
         "target": _target(fields),
         "priority": _priority(fields),
         "selection": Selection(
-            _number(fields.get("top_k", "0"), "top_k"),
+            whole_number(fields.get("top_k", "0"), "top_k"),
             tuple(Threshold.parse(entry) for entry in at_least),
             _fraction(fields.get("diversity", "0"), "diversity"),
             fields.get("embedding", ""),
@@ -304,7 +304,8 @@ def _fraction(text: str, field: str) -> float:
     return float(text)
 
 
-def _number(text: str, field: str) -> int:
+def whole_number(text: str, field: str) -> int:
+    """The number of at most nine digits that ``text`` is; raises ``InvalidArgument``."""
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise InvalidArgument(f"{text[:40]!r} is not a whole number", field=field)
     return int(text)

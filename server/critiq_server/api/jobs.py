@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -108,7 +107,7 @@ def add_jobs(app: FastAPI, jobs: Jobs) -> None:
     )
     async def results(request: Request, name: str) -> Response:
         query = _query(request, {"start", "limit"})
-        page = await jobs.results(name, _number(query, "start"), _limit(query))
+        page = await jobs.results(name, bodies.whole_number(query.get("start", "0"), "start"), _limit(query))
         return answer(request, page, wire_jobs.results_to_proto)
 
     @app.delete("/v1/jobs/{name}", **operation(None, Job, "Cancel a job"))
@@ -194,16 +193,9 @@ def _state(text: str) -> JobState | None:
 
 
 def _limit(query: Mapping[str, str]) -> int:
-    if "limit" in query and not _number(query, "limit"):
+    if "limit" in query and not bodies.whole_number(query.get("limit", "0"), "limit"):
         raise InvalidArgument("0; at least 1 is due", field="limit")
-    return _number(query, "limit")
-
-
-def _number(query: Mapping[str, str], name: str) -> int:
-    text = query.get(name, "0")
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise InvalidArgument(f"{text[:40]!r} is not a whole number", field=name)
-    return int(text)
+    return bodies.whole_number(query.get("limit", "0"), "limit")
 
 
 def _parameter(name: str, description: str, kind: str = "integer") -> dict[str, Any]:
