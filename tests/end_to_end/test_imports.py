@@ -89,6 +89,7 @@ LAYERS = [
         "telemetry",
         "page",
         "bundles.manifest",
+        "bundles.staging",
         "bundles.lmm",
         "bundles.views",
         "wording",

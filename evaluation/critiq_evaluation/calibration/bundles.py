@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from critiq_evaluation.errors import EvaluationError
 from critiq_evaluation.statistics.arrays import Floats
 from critiq_server.bundles.manifest import MANIFEST_FILE, Calibration, Dimension, Manifest, Reference
 from critiq_server.bundles.model import BrokenBundle, load_model, read_manifest, verify_files
+from critiq_server.bundles.staging import staging
 from critiq_server.runtime.onnx import RuntimeSettings
 from critiq_server.scoring.judgement import Judgement
 
@@ -121,7 +120,7 @@ def write_version(
         EvaluationError: the server would refuse it: the golden records come out differently, for instance. Nothing is
             written then.
     """
-    with _staging(place) as folder:
+    with staging(place) as folder:
         for name in manifest.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle / name, folder / name)
@@ -147,20 +146,6 @@ def write_version(
         except BrokenBundle as error:
             raise EvaluationError(f"the server would refuse the bundle: {error}") from error
         folder.rename(place)
-
-
-@contextmanager
-def _staging(place: Path) -> Iterator[Path]:
-    """A folder beside ``place``, removed at the end unless it was moved. The server overlooks its name."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # something was published into it, or was there before
-            place.parent.rmdir()
 
 
 def _sha256(path: Path) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +18,6 @@ from critiq_server.bundles.golden import FEATURES_FROM_LMM, feature_entry
 from critiq_server.bundles.manifest import GOLDEN_FILE, MANIFEST_FILE, Dimension, Manifest, Provenance, Stage
 from critiq_server.bundles.model import BrokenBundle, load_model
 from critiq_server.runtime.onnx import RuntimeSettings
-
-
-@contextlib.contextmanager
-def staging(place: Path) -> Iterator[Path]:
-    """A folder beside ``place``, removed at the end unless :func:`publish` moved it. The server overlooks its name."""
-    made = [folder for folder in (place.parent, *place.parent.parents) if not folder.exists()]
-    place.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # something was published into it
-                parent.rmdir()
 
 
 def write_golden(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from critiq_exporters.core.bundle import publish, staging, today, write_golden, write_manifest
+from critiq_exporters.core.bundle import publish, today, write_golden, write_manifest
 from critiq_exporters.core.drift import SCOPES, LayerDrift, layer_drift
 from critiq_exporters.core.evaluate import Run, Trace, evaluate, onnx_run, open_tokenizers, torch_run
 from critiq_exporters.core.exportable import Exportable
@@ -36,6 +36,7 @@ from critiq_exporters.core.precisions import NOTES, Precision, convert
 from critiq_exporters.core.report import PrecisionReport, Report, packages
 from critiq_exporters.core.rows import alike, take
 from critiq_server.bundles.manifest import Dimension, Stage
+from critiq_server.bundles.staging import staging
 
 _GOLDEN = 4
 _LAYERS_SHOWN = 10

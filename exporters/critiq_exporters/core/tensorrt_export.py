@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from critiq_exporters.core.bundle import publish, sha256, staging, today
+from critiq_exporters.core.bundle import publish, sha256, today
 from critiq_exporters.core.evaluate import Arrays, Run, evaluate, onnx_run, open_tokenizers
 from critiq_exporters.core.gates import Gate, stage_gates
 from critiq_exporters.core.graphs import ExportError
@@ -14,6 +14,7 @@ from critiq_exporters.core.pictures import Pixels, prompts
 from critiq_exporters.core.tensorrt_build import build_engine, ranges, shapes_of
 from critiq_server.bundles.manifest import MANIFEST_FILE, Engine, Manifest, Stage
 from critiq_server.bundles.model import read_manifest, verify_files
+from critiq_server.bundles.staging import staging
 from critiq_server.runtime.tensorrt_engine import EngineRuntime, compute_capability, import_tensorrt, open_engine
 
 ENGINE_TOLERANCE = 1e-3
