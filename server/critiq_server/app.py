@@ -7,16 +7,11 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import structlog
-import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from critiq.errors import CritiqError
 from critiq_server.answering import Answering
 from critiq_server.api.access import METRICS, SCORE, Guarded, Scopes
 from critiq_server.api.compat.faces import listeners
@@ -26,9 +21,7 @@ from critiq_server.api.rest import rest_app
 from critiq_server.bundles.model import LoadedModel
 from critiq_server.bundles.repository import BUILTIN
 from critiq_server.engine.admission import Admission
-from critiq_server.engine.batcher import Batcher, BatchReport
-from critiq_server.engine.engine import Engine, ServedModel, StageBatcher, batch_limit, compute_batch
-from critiq_server.engine.lmm import Lane, Queue, open_lanes
+from critiq_server.engine.engine import Engine, ServedModel
 from critiq_server.engine.pictures import Darkroom
 from critiq_server.engine.workers import Workers
 from critiq_server.features.memory import MemoryStore
@@ -39,11 +32,12 @@ from critiq_server.features.tiers import Report
 from critiq_server.images.remote import RemotePictures
 from critiq_server.jobs.operations import Jobs
 from critiq_server.jobs.store import JobStoreError
+from critiq_server.listening import HttpFace, open_socket
 from critiq_server.moderation import Moderation, load_policies
+from critiq_server.queues import with_queues
 from critiq_server.registry import Registry
 from critiq_server.runtime.lmm.pool import Lmms
-from critiq_server.runtime.lmm.stage import Question
-from critiq_server.runtime.onnx import CPU, usable_cores
+from critiq_server.runtime.onnx import usable_cores
 from critiq_server.scoring.drift import DriftMonitor
 from critiq_server.scoring.drift_metrics import DriftCollector
 from critiq_server.scoring.policy_files import PolicyError
@@ -70,7 +64,7 @@ class App:
         self.metrics = Metrics()
         self.rest_port = self.grpc_port = self.metrics_port = 0
         self.compat_ports: list[int] = []
-        self._compat: list[tuple[_Uvicorn, socket.socket]] = []
+        self._compat: list[tuple[HttpFace, socket.socket]] = []
         self._ready = False
         self._health_updates: set[asyncio.Future[None]] = set()
 
@@ -95,7 +89,7 @@ class App:
         except JobStoreError as error:
             raise StartError(str(error)) from error
         self._grpc = GrpcFace(self.service, self._is_ready, self.moderation, self.jobs, self._guard)
-        self._rest = _Uvicorn(self._guarded(rest_app(self.service, self._is_ready, self.moderation, self.jobs)))
+        self._rest = HttpFace(self._guarded(rest_app(self.service, self._is_ready, self.moderation, self.jobs)))
         self._listen()
         self._serving = [
             asyncio.create_task(face.serve(sockets=[opened]))
@@ -191,65 +185,8 @@ class App:
         return Service(settings, registry, answering, admission, metrics, self._drift)
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:
-        """Puts a batcher in front of each stage."""
-        settings, name = self.settings, model.manifest.name
         self._drift.serve(model.manifest, model.vectors)
-        batchers: dict[str, StageBatcher | Lane] = {}
-        for stage_name, stage in model.stages.items():
-            if stage.lmm is None:
-                batchers[stage_name] = Batcher(
-                    compute=partial(compute_batch, stage),
-                    max_batch=batch_limit(stage, settings.engine.max_batch),
-                    max_queue=settings.limits.in_flight,
-                    workers=stage.runtime.concurrency,
-                    max_delay=settings.engine.max_delay_ms / 1000,
-                    on_batch=self._on_batch(name, stage_name),
-                    on_drop=self.metrics.dropped.labels(name, stage_name).inc,
-                    name=stage_name,
-                    pool=self._workers if stage.runtime.provider == CPU else None,
-                )
-        batchers |= open_lanes(model, partial(self._lmm_queue, name, len(model.stages)))
-        lasting = {
-            stage_name
-            for stage_name, stage in model.stages.items()
-            if stage.spec.outlasts or (stage.spec.cache and settings.features.includes(name, stage_name))
-        }
-        return ServedModel(model, batchers, frozenset(lasting))
-
-    def _lmm_queue(
-        self,
-        model: str,
-        stages: int,
-        name: str,
-        compute: Callable[[list[Question]], Sequence[Features | CritiqError]],
-        max_batch: int,
-        workers: int,
-    ) -> Queue:
-        """The queue of one LMM's questions; in the metrics it goes by the first stage that asks it."""
-        settings = self.settings
-        return Batcher(
-            compute=compute,
-            max_batch=max_batch,
-            max_queue=settings.limits.in_flight * stages,
-            workers=workers,
-            max_delay=settings.lmm.max_delay_ms / 1000,
-            on_batch=self._on_batch(model, name),
-            on_drop=self.metrics.dropped.labels(model, name).inc,
-            name=name,
-        )
-
-    def _on_batch(self, model: str, stage: str) -> Callable[[BatchReport], None]:
-        size = self.metrics.batch_size.labels(model, stage)
-        queue = self.metrics.queue.labels(model, stage)
-        compute = self.metrics.compute.labels(model, stage)
-
-        def on_batch(report: BatchReport) -> None:
-            size.observe(report.size)
-            compute.observe(report.compute_seconds)
-            for seconds in report.queue_seconds:
-                queue.observe(seconds)
-
-        return on_batch
+        return with_queues(model, self.settings, self.metrics, self._workers)
 
     def _on_tier(self, report: Report) -> None:
         metrics, tier, operation = self.metrics, report.tier, report.operation
@@ -276,19 +213,19 @@ class App:
         host = server.host
         try:
             port, flag = server.rest_port, "--rest-port"
-            self._rest_socket = _socket(host, port)
+            self._rest_socket = open_socket(host, port)
             self.rest_port = self._rest_socket.getsockname()[1]
             port, flag = server.grpc_port, "--grpc-port"
             self.grpc_port = self._grpc.bind(host, port)
             port, flag = server.metrics_port, "--metrics-port"
-            self._metrics_socket = _socket(host, port)
-            self._metrics = _Uvicorn(self._guarded(metrics_app(self.metrics.registry), METRICS))
+            self._metrics_socket = open_socket(host, port)
+            self._metrics = HttpFace(self._guarded(metrics_app(self.metrics.registry), METRICS))
             self.metrics_port = self._metrics_socket.getsockname()[1]
             host = self.settings.compat.host
             for listener in listeners(self.service):
                 port, flag = listener.port, f"port in {listener.setting}"
-                opened = _socket(host, port)
-                self._compat.append((_Uvicorn(self._guarded(listener.app, SCORE)), opened))
+                opened = open_socket(host, port)
+                self._compat.append((HttpFace(self._guarded(listener.app, SCORE)), opened))
                 self.compat_ports.append(opened.getsockname()[1])
         except OSError as error:
             raise StartError(
@@ -327,59 +264,6 @@ class App:
     async def _announce(self, serving: bool) -> None:
         for name in ("", "critiq.v1.Scoring", "critiq.v1.Models", "critiq.v1.Jobs", "inference.GRPCInferenceService"):
             await self._grpc.set_health(name, serving)
-
-
-class _Http(HttpToolsProtocol):
-    """uvicorn's, which would collect any number of headers and trailers: no limit on bodies counts them."""
-
-    _MOST = 2**16
-    _outside = 0
-    """Bytes since a request began, or since the last of its body."""
-
-    def data_received(self, data: bytes) -> None:
-        if self._outside > self._MOST:
-            self.send_400_response("The headers are too long.")
-            return
-        self._outside += len(data)
-        super().data_received(data)
-
-    def on_message_begin(self) -> None:
-        self._outside = 0
-        super().on_message_begin()
-
-    def on_body(self, body: bytes) -> None:
-        self._outside = 0
-        super().on_body(body)
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn beside gRPC in one loop: the process handles the signals, not it."""
-
-    def __init__(self, app: Any) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=_Http,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=2,
-            )
-        )
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _socket(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    opened = socket.create_server((host, port), family=family, backlog=4096)
-    # Connections inherit it. uvloop sets it by itself; asyncio does not for such sockets, and answers of two writes
-    # would wait 40 ms for the caller's acknowledgement.
-    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return opened
 
 
 async def serve(settings: Settings) -> None:
