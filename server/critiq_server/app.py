@@ -47,6 +47,7 @@ from critiq_server.service import Service
 from critiq_server.settings import LOOPBACK, Settings
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
+from critiq_server.telemetry.room import RoomCollector
 
 logger = structlog.get_logger("critiq")
 
@@ -155,6 +156,7 @@ class App:
 
         admission = Admission(settings.limits.in_flight, settings.limits.in_flight_bytes)
         metrics.in_flight.set_function(lambda: admission.items)
+        metrics.in_flight_limit.set(settings.limits.in_flight)
         metrics.in_flight_bytes.set_function(lambda: admission.bytes)
         self._workers = Workers(usable_cores(), "cpu")
         darkroom = Darkroom(
@@ -175,6 +177,7 @@ class App:
         )
         self._drift = DriftMonitor(settings.drift)
         metrics.registry.register(DriftCollector(self._drift.all))
+        metrics.registry.register(RoomCollector(settings.written_to()))
 
         def on_output(served: ServedModel, stage: str, features: Features) -> None:
             self._drift.embed(served.model.manifest, stage, features)

@@ -214,6 +214,13 @@ class Settings(BaseSettings):
             )
         return self
 
+    def written_to(self) -> dict[str, Path]:
+        """The directories that the server writes to, by use."""
+        features = None if self.features.disk.read_only else self.features.disk.path
+        jobs = None if self.jobs.path is None else self.jobs.path.absolute().parent
+        used = {"features": features, "jobs": jobs, "drift": self.drift.directory}
+        return {use: directory for use, directory in used.items() if directory is not None}
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -33,6 +33,9 @@ class Metrics:
             "critiq_items_total", "Pictures answered, by model and code.", ["model", "code"], registry=registry
         )
         self.in_flight = Gauge("critiq_in_flight", "Pictures accepted and not yet answered.", registry=registry)
+        self.in_flight_limit = Gauge(
+            "critiq_in_flight_limit", "The most that is accepted at once (limits.in_flight).", registry=registry
+        )
         self.in_flight_bytes = Gauge("critiq_in_flight_bytes", "Bytes of their data.", registry=registry)
         self.rejected = Counter(
             "critiq_rejected_total", "Calls refused before any work, by reason.", ["reason"], registry=registry
