@@ -3,57 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
-from typing import Any
 
 import structlog
 from starlette.types import ASGIApp
 
-from critiq_server.answering import Answering
 from critiq_server.api.access import METRICS, SCORE, Guarded, Scopes
 from critiq_server.api.compat.faces import listeners
 from critiq_server.api.grpc_api import GrpcFace
 from critiq_server.api.metrics import metrics_app
 from critiq_server.api.rest import rest_app
-from critiq_server.bundles.model import LoadedModel
-from critiq_server.bundles.repository import BUILTIN
-from critiq_server.engine.admission import Admission
-from critiq_server.engine.engine import Engine, ServedModel
-from critiq_server.engine.pictures import Darkroom
-from critiq_server.engine.workers import Workers
-from critiq_server.features.memory import MemoryStore
-from critiq_server.features.opening import open_tiers
-from critiq_server.features.records import Features
-from critiq_server.features.store import StoreError
-from critiq_server.features.tiers import Report
-from critiq_server.images.remote import RemotePictures
+from critiq_server.assembly import Assembly, StartError
 from critiq_server.jobs.operations import Jobs
 from critiq_server.jobs.store import JobStoreError
 from critiq_server.listening import HttpFace, open_socket
 from critiq_server.moderation import Moderation, load_policies
-from critiq_server.queues import with_queues
-from critiq_server.registry import Registry
-from critiq_server.runtime.lmm.pool import Lmms
-from critiq_server.runtime.onnx import usable_cores
-from critiq_server.scoring.drift import DriftMonitor
-from critiq_server.scoring.drift_metrics import DriftCollector
 from critiq_server.scoring.policy_files import PolicyError
 from critiq_server.security.guard import Guard
 from critiq_server.security.keys import KeysError
-from critiq_server.service import Service
 from critiq_server.settings import LOOPBACK, Settings
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
-from critiq_server.telemetry.room import RoomCollector
 
 logger = structlog.get_logger("critiq")
-
-
-class StartError(Exception):
-    """The server cannot start; the message says why and what to do."""
 
 
 class App:
@@ -80,9 +54,15 @@ class App:
             security = self.settings.security
             self._guard = Guard(security, security.keys_file) if security.keys_file is not None else None
             self._policies = load_policies(self.settings.moderation)
-            self.service = self._build_service()
-        except (KeysError, StoreError, PolicyError) as error:
+        except (KeysError, PolicyError) as error:
             raise StartError(str(error)) from error
+        self._assembly = Assembly(
+            self.settings,
+            self.metrics,
+            lambda manifest: self._policies.unfit(manifest, self.settings.models.default),
+            self._on_model_change,
+        )
+        self.service = self._assembly.service
         self.moderation = Moderation(self.service, self._policies)
         self.jobs = Jobs(self.settings.jobs, self.moderation, self.metrics)
         try:
@@ -100,7 +80,11 @@ class App:
         if self._guard is not None:
             self._watching.append(asyncio.create_task(self._guard.watch()))
         await self._grpc.server.start()
-        await self._load_models()
+        await self._assembly.load()
+        try:
+            self.moderation.check()
+        except PolicyError as error:
+            raise StartError(str(error)) from error
         self.jobs.start()
         self._ready = True
         await self._announce(True)
@@ -119,21 +103,17 @@ class App:
         for face in (self._rest, self._metrics, *(face for face, _ in self._compat)):
             face.should_exit = True
         await asyncio.gather(self._grpc.server.stop(1.0), *self._serving, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.service.registry.close(), 5.0)
         for task in self._watching:
             task.cancel()
-        self._drift.close()
-        if self._below is not None:
-            await self._below.close()
-        self._workers.close()
+        await self._assembly.close()
 
     async def _watch_drift(self) -> None:
+        drift = self.service.drift
         while self.settings.drift.enabled:
             await asyncio.sleep(self.settings.drift.check_seconds)
             try:
-                for origin, series in self._drift.fresh():
-                    self._drift.look(origin, series)
+                for origin, series in drift.fresh():
+                    drift.look(origin, series)
                     await asyncio.sleep(0)  # half a millisecond each: requests come in between
             except Exception as error:
                 internal("watching for drift", error)  # in the log; the next look may fare better
@@ -141,70 +121,7 @@ class App:
     def _is_ready(self) -> bool:
         return self._ready and self.service.registry.ready
 
-    def _build_service(self) -> Service:
-        settings, metrics = self.settings, self.metrics
-        self._below = open_tiers(settings.features, self._on_tier, lambda tier: metrics.tier_damaged.labels(tier).inc())
-        store = MemoryStore(settings.engine.store_mb * 2**20)
-        metrics.store_bytes.set_function(lambda: store.size_bytes)
-        lookups: dict[tuple[str, bool], Any] = {}
-
-        def on_lookup(stage: str, hit: bool) -> None:
-            counter = lookups.get((stage, hit))
-            if counter is None:
-                counter = lookups[stage, hit] = metrics.lookups.labels(stage, "hit" if hit else "miss")
-            counter.inc()
-
-        admission = Admission(settings.limits.in_flight, settings.limits.in_flight_bytes)
-        metrics.in_flight.set_function(lambda: admission.items)
-        metrics.in_flight_limit.set(settings.limits.in_flight)
-        metrics.in_flight_bytes.set_function(lambda: admission.bytes)
-        self._workers = Workers(usable_cores(), "cpu")
-        darkroom = Darkroom(
-            settings.limits.image,
-            settings.engine.background,
-            metrics.decode.observe,
-            self._workers,
-            settings.limits.in_flight,
-        )
-        registry = Registry(
-            [*settings.models.directories, BUILTIN],
-            settings.models.default,
-            settings.runtime,
-            self._serve_model,
-            self._on_model_change,
-            Lmms(settings.lmm),
-            lambda manifest: self._policies.unfit(manifest, settings.models.default),
-        )
-        self._drift = DriftMonitor(settings.drift)
-        metrics.registry.register(DriftCollector(self._drift.all))
-        metrics.registry.register(RoomCollector(settings.written_to()))
-
-        def on_output(served: ServedModel, stage: str, features: Features) -> None:
-            self._drift.embed(served.model.manifest, stage, features)
-
-        engine = Engine(store, on_lookup, self._below, on_output)
-        remote = RemotePictures(settings.urls, settings.limits.image, lambda code: metrics.downloads.labels(code).inc())
-        answering = Answering(settings, registry, engine, darkroom, metrics, remote, self._drift)
-        return Service(settings, registry, answering, admission, metrics, self._drift)
-
-    def _serve_model(self, model: LoadedModel) -> ServedModel:
-        self._drift.serve(model.manifest, model.vectors)
-        return with_queues(model, self.settings, self.metrics, self._workers)
-
-    def _on_tier(self, report: Report) -> None:
-        metrics, tier, operation = self.metrics, report.tier, report.operation
-        counter, done, left = (
-            (metrics.tier_lookups, "hit", "miss") if operation == "get" else (metrics.tier_writes, "written", "error")
-        )
-        left = "skipped" if report.skipped else "error" if report.failed else left
-        counter.labels(tier, done).inc(report.done)
-        counter.labels(tier, left).inc(report.asked - report.done)
-        metrics.tier_bytes.labels(tier, operation).inc(report.bytes)
-        if not report.skipped:
-            metrics.tier_seconds.labels(tier, operation).observe(report.seconds)
-
     def _on_model_change(self, name: str, version: str, serving: bool) -> None:
-        self.metrics.models.labels(name, version).set(1 if serving else 0)
         any_version = any(model.state == "ready" for model in self.service.models() if model.name == name)
         for target, healthy in ((f"models/{name}/{version}", serving), (f"models/{name}", any_version)):
             task = asyncio.ensure_future(self._grpc.set_health(target, healthy))
@@ -244,25 +161,6 @@ class App:
 
     def _guarded(self, app: ASGIApp, scopes: Scopes | None = None) -> ASGIApp:
         return app if self._guard is None else Guarded(app, self._guard, scopes)
-
-    async def _load_models(self) -> None:
-        registry = self.service.registry
-        wanted = self.settings.models.load or tuple(dict.fromkeys(model.name for model in registry.list()))
-        failures = []
-        for entry in wanted:
-            name, _, version = entry.partition(":")
-            try:
-                await registry.load(name, version)
-            except Exception as error:
-                failures.append(str(error))
-        if not registry.ready:
-            raise StartError(
-                f"the default model {registry.default!r} is not served: {'; '.join(failures) or 'not found'}"
-            )
-        try:
-            self.moderation.check()
-        except PolicyError as error:
-            raise StartError(str(error)) from error
 
     async def _announce(self, serving: bool) -> None:
         for name in ("", "critiq.v1.Scoring", "critiq.v1.Models", "critiq.v1.Jobs", "inference.GRPCInferenceService"):

@@ -120,7 +120,8 @@ def _raise_open_file_limit() -> None:
 
 
 def _run(settings: Settings) -> int:
-    from critiq_server.app import StartError, serve
+    from critiq_server.app import serve
+    from critiq_server.assembly import StartError
     from critiq_server.telemetry.logs import configure
 
     configure(settings.log)

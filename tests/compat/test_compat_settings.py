@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from critiq_server.app import App, StartError
+from critiq_server.app import App
+from critiq_server.assembly import StartError
 from critiq_server.settings import RewardSettings, load_settings, print_settings
 from tests.compat.trainers import trainer_server
 from tests.support.bundles import write_bundle

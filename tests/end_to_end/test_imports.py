@@ -69,6 +69,7 @@ LAYERS = [
     ["api"],
     ["jobs.operations", "jobs.runner", "jobs.callbacks", "jobs.outbox", "jobs.store", "jobs.records", "jobs.thread"],
     ["moderation"],
+    ["assembly"],
     ["service"],
     ["answering"],
     ["queries"],

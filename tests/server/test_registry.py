@@ -14,7 +14,8 @@ import pytest_asyncio
 from critiq import wire
 from critiq.errors import FailedPrecondition, InvalidArgument, ModelNotLoaded, NotFound
 from critiq.v1 import models_pb2
-from critiq_server.app import App, StartError
+from critiq_server.app import App
+from critiq_server.assembly import StartError
 from critiq_server.bundles import model as bundle_model
 from tests.server.api.conftest import Server
 from tests.support import requests

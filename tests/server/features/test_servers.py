@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from critiq_server.app import App, StartError
+from critiq_server.app import App
+from critiq_server.assembly import StartError
 from critiq_server.features.disk import DiskStore
 from critiq_server.features.files import DATA_FILE
 from critiq_server.images.source import EncodedImage

@@ -1,0 +1,162 @@
+"""The parts that answer queries, put together: what the server puts its faces before, and bulk scoring asks itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from critiq_server.answering import Answering
+from critiq_server.bundles.manifest import Manifest
+from critiq_server.bundles.model import LoadedModel
+from critiq_server.bundles.repository import BUILTIN
+from critiq_server.engine.admission import Admission
+from critiq_server.engine.engine import Engine, ServedModel
+from critiq_server.engine.pictures import Darkroom
+from critiq_server.engine.workers import Workers
+from critiq_server.features.memory import MemoryStore
+from critiq_server.features.opening import open_tiers
+from critiq_server.features.records import Features
+from critiq_server.features.store import StoreError
+from critiq_server.features.tiers import Report
+from critiq_server.images.remote import RemotePictures
+from critiq_server.queues import with_queues
+from critiq_server.registry import Registry
+from critiq_server.runtime.lmm.pool import Lmms
+from critiq_server.runtime.onnx import usable_cores
+from critiq_server.scoring.drift import DriftMonitor
+from critiq_server.scoring.drift_metrics import DriftCollector
+from critiq_server.service import Service
+from critiq_server.settings import Settings
+from critiq_server.telemetry.metrics import Metrics
+from critiq_server.telemetry.room import RoomCollector
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why and what to do."""
+
+
+class Assembly:
+    """A service without a face. Made in a running event loop; use :meth:`load`, ask ``service``, then :meth:`close`.
+
+    Args:
+        settings: all of them; what is of faces is not looked at.
+        metrics: where the parts count.
+        unfit: why a bundle may not be served here although it is sound; empty: it may.
+        on_change: told (name, version, serving?) when a model's version starts or stops serving.
+
+    Raises:
+        StartError: a store of features cannot be opened.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        unfit: Callable[[Manifest], str] = lambda manifest: "",
+        on_change: Callable[[str, str, bool], None] = lambda name, version, serving: None,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._unfit = unfit
+        self._told = on_change
+        try:
+            self.service = self._build_service()
+        except StoreError as error:
+            raise StartError(str(error)) from error
+
+    async def load(self) -> None:
+        """Loads the models that the settings name, or the newest version of each.
+
+        Raises:
+            StartError: the default model could not be loaded.
+        """
+        registry = self.service.registry
+        wanted = self._settings.models.load or tuple(dict.fromkeys(model.name for model in registry.list()))
+        failures = []
+        for entry in wanted:
+            name, _, version = entry.partition(":")
+            try:
+                await registry.load(name, version)
+            except Exception as error:
+                failures.append(str(error))
+        if not registry.ready:
+            raise StartError(
+                f"the default model {registry.default!r} is not served: {'; '.join(failures) or 'not found'}"
+            )
+
+    async def close(self) -> None:
+        """Lets go of models and stores; what is still being answered after five seconds is left."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.service.registry.close(), 5.0)
+        self._drift.close()
+        if self._below is not None:
+            await self._below.close()
+        self._workers.close()
+
+    def _build_service(self) -> Service:
+        settings, metrics = self._settings, self._metrics
+        self._below = open_tiers(settings.features, self._on_tier, lambda tier: metrics.tier_damaged.labels(tier).inc())
+        store = MemoryStore(settings.engine.store_mb * 2**20)
+        metrics.store_bytes.set_function(lambda: store.size_bytes)
+        lookups: dict[tuple[str, bool], Any] = {}
+
+        def on_lookup(stage: str, hit: bool) -> None:
+            counter = lookups.get((stage, hit))
+            if counter is None:
+                counter = lookups[stage, hit] = metrics.lookups.labels(stage, "hit" if hit else "miss")
+            counter.inc()
+
+        admission = Admission(settings.limits.in_flight, settings.limits.in_flight_bytes)
+        metrics.in_flight.set_function(lambda: admission.items)
+        metrics.in_flight_limit.set(settings.limits.in_flight)
+        metrics.in_flight_bytes.set_function(lambda: admission.bytes)
+        self._workers = Workers(usable_cores(), "cpu")
+        darkroom = Darkroom(
+            settings.limits.image,
+            settings.engine.background,
+            metrics.decode.observe,
+            self._workers,
+            settings.limits.in_flight,
+        )
+        registry = Registry(
+            [*settings.models.directories, BUILTIN],
+            settings.models.default,
+            settings.runtime,
+            self._serve_model,
+            self._on_change,
+            Lmms(settings.lmm),
+            self._unfit,
+        )
+        self._drift = DriftMonitor(settings.drift)
+        metrics.registry.register(DriftCollector(self._drift.all))
+        metrics.registry.register(RoomCollector(settings.written_to()))
+
+        def on_output(served: ServedModel, stage: str, features: Features) -> None:
+            self._drift.embed(served.model.manifest, stage, features)
+
+        engine = Engine(store, on_lookup, self._below, on_output)
+        remote = RemotePictures(settings.urls, settings.limits.image, lambda code: metrics.downloads.labels(code).inc())
+        answering = Answering(settings, registry, engine, darkroom, metrics, remote, self._drift)
+        return Service(settings, registry, answering, admission, metrics, self._drift)
+
+    def _serve_model(self, model: LoadedModel) -> ServedModel:
+        self._drift.serve(model.manifest, model.vectors)
+        return with_queues(model, self._settings, self._metrics, self._workers)
+
+    def _on_tier(self, report: Report) -> None:
+        metrics, tier, operation = self._metrics, report.tier, report.operation
+        counter, done, left = (
+            (metrics.tier_lookups, "hit", "miss") if operation == "get" else (metrics.tier_writes, "written", "error")
+        )
+        left = "skipped" if report.skipped else "error" if report.failed else left
+        counter.labels(tier, done).inc(report.done)
+        counter.labels(tier, left).inc(report.asked - report.done)
+        metrics.tier_bytes.labels(tier, operation).inc(report.bytes)
+        if not report.skipped:
+            metrics.tier_seconds.labels(tier, operation).observe(report.seconds)
+
+    def _on_change(self, name: str, version: str, serving: bool) -> None:
+        self._metrics.models.labels(name, version).set(1 if serving else 0)
+        self._told(name, version, serving)
