@@ -79,6 +79,8 @@ class App:
         self._watching = [asyncio.create_task(self._watch_drift())]
         if self._guard is not None:
             self._watching.append(asyncio.create_task(self._guard.watch()))
+        await self._announce(False)  # "" would be healthy from the start
+        await self._grpc.set_health("live", True)
         await self._grpc.server.start()
         await self._assembly.load()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,9 +92,28 @@ def _spec(kind: str, shape: Sequence[int | str | None]) -> TensorSpec:
     return TensorSpec(dtype, tuple(length if isinstance(length, int) else None for length in shape[1:]))
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on (its affinity, not the machine's count)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(control_group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: its affinity and its container's CPU limit, not the machine's count.
+
+    A part of a core counts as one. More threads than the limit pays for would be stopped for most of each period.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = _cpu_limit(control_group)
+    return cores if limit is None else max(1, min(cores, math.ceil(limit)))
+
+
+def _cpu_limit(control_group: Path) -> float | None:
+    """Cores' worth of time that the control group allows (version 2, else 1); None: no limit."""
+    try:
+        if (control_group / "cpu.max").is_file():
+            quota, period = (control_group / "cpu.max").read_text().split()
+        else:
+            quota, period = (
+                (control_group / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            )
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        return None
 
 
 def _open(graph: Path, settings: RuntimeSettings) -> tuple[Any, Provider]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,9 +17,12 @@ from pydantic import TypeAdapter
 from critiq import types, wire
 from critiq.v1 import models_pb2
 from critiq_server.api import schemas
+from critiq_server.app import App
 from tests.server.api.conftest import Server
 from tests.support import requests
+from tests.support.bundles import write_bundle
 from tests.support.faces import PROTOBUF, Refusal, http_refusal, plain
+from tests.support.servers import make_settings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -77,7 +83,7 @@ async def test_callers_may_not_change_models_unless_the_settings_let_them(server
 
 async def test_health_of_the_server_and_of_each_model(server: Server) -> None:
     stub = health_pb2_grpc.HealthStub(server.ports.channel)
-    for service in ("", "critiq.v1.Scoring", "critiq.v1.Models", "models/tiny", "models/tiny/1"):
+    for service in ("", "live", "critiq.v1.Scoring", "critiq.v1.Models", "models/tiny", "models/tiny/1"):
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING, service
     refusal = await server.ports.grpc(
@@ -88,6 +94,41 @@ async def test_health_of_the_server_and_of_each_model(server: Server) -> None:
     assert (await server.ports.http.get("/healthz")).json() == {"status": "ok"}
     ready = await server.ports.http.get("/readyz")
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+
+
+async def test_a_server_that_loads_or_stops_is_alive_and_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bundle(tmp_path)
+    app = App(make_settings(tmp_path))
+    loading, go_on = asyncio.Event(), asyncio.Event()
+    load_models = app._load_models
+
+    async def load_when_told() -> None:
+        loading.set()
+        await go_on.wait()
+        await load_models()
+
+    monkeypatch.setattr(app, "_load_models", load_when_told)
+    starting = asyncio.create_task(app.start())
+    await asyncio.wait_for(loading.wait(), 10)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        async def healths() -> list[int]:
+            asked = [health_pb2.HealthCheckRequest(service=service) for service in ("live", "")]
+            return [(await stub.Check(request)).status for request in asked]
+
+        healthy, unhealthy = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await healths() == [healthy, unhealthy]
+        go_on.set()
+        await starting
+        assert await healths() == [healthy, healthy]
+        with app.service.admission.admit(1, 1):
+            stopping = asyncio.create_task(app.stop(grace=10))
+            await asyncio.sleep(0.05)
+            assert await healths() == [healthy, unhealthy]
+        await stopping
 
 
 async def test_reflection_knows_the_services_and_their_messages(server: Server) -> None:

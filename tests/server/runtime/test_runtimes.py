@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -43,6 +44,28 @@ def test_cores_are_shared_between_batches_and_threads(graph: Path) -> None:
     assert OnnxRuntime(graph, RuntimeSettings(threads=1), ["brightness"]).concurrency == cores
     assert OnnxRuntime(graph, RuntimeSettings(threads=0), ["brightness"]).concurrency == 1
     assert OnnxRuntime(graph, RuntimeSettings(concurrency=3), ["brightness"]).concurrency == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "what\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_cpu_limit_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], most: int | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cores(tmp_path) == (most or 64)
 
 
 def test_the_simulated_accelerator_takes_its_time() -> None:
