@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -14,3 +14,12 @@ async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         if time.monotonic() > limit:
             raise AssertionError(f"did not come true within {seconds} s")
         await asyncio.sleep(0.001)
+
+
+async def until_async(condition: Callable[[], Awaitable[bool]], seconds: float = 20.0, pause: float = 0.1) -> None:
+    """The same with a condition that is asked of somebody else, every ``pause`` seconds."""
+    limit = time.monotonic() + seconds
+    while not await condition():
+        if time.monotonic() > limit:
+            raise AssertionError(f"did not come true within {seconds} s")
+        await asyncio.sleep(pause)
