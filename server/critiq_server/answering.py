@@ -178,6 +178,6 @@ class Answering:
     def _count_scores(self, scores: Sequence[types.Score]) -> None:
         for score in scores:
             if score.calibrated is not None:
-                self._scores(score.model, score.dimension).observe(score.calibrated)
+                self._scores(score.model, score.model_version, score.dimension).observe(score.calibrated)
             elif score.percentile is not None:
-                self._scores(score.model, score.dimension).observe(score.percentile / 100)
+                self._scores(score.model, score.model_version, score.dimension).observe(score.percentile / 100)

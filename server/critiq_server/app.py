@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Sequence
+from functools import partial
 
 import structlog
 from starlette.types import ASGIApp
@@ -25,6 +27,8 @@ from critiq_server.security.guard import Guard
 from critiq_server.security.keys import KeysError
 from critiq_server.settings import LOOPBACK, Settings
 from critiq_server.telemetry.faults import internal
+from critiq_server.telemetry.gpu import watch_gpus
+from critiq_server.telemetry.loop import watch_lag
 from critiq_server.telemetry.metrics import Metrics
 
 logger = structlog.get_logger("critiq")
@@ -37,6 +41,7 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        watch_gpus(self.metrics.registry)
         self.rest_port = self.grpc_port = self.metrics_port = 0
         self.compat_ports: list[int] = []
         self._compat: list[tuple[HttpFace, socket.socket]] = []
@@ -76,7 +81,10 @@ class App:
             asyncio.create_task(face.serve(sockets=[opened]))
             for face, opened in ((self._rest, self._rest_socket), (self._metrics, self._metrics_socket), *self._compat)
         ]
-        self._watching = [asyncio.create_task(self._watch_drift())]
+        self._watching = [
+            asyncio.create_task(self._watch_drift()),
+            asyncio.create_task(watch_lag(self.metrics.loop_lag.observe)),
+        ]
         if self._guard is not None:
             self._watching.append(asyncio.create_task(self._guard.watch()))
         await self._announce(False)  # "" would be healthy from the start
@@ -149,6 +157,9 @@ class App:
                 opened = open_socket(host, port)
                 self._compat.append((HttpFace(self._guarded(listener.app, SCORE)), opened))
                 self.compat_ports.append(opened.getsockname()[1])
+            compat = [face for face, _ in self._compat]
+            for name, faces in (("rest", [self._rest]), ("metrics", [self._metrics]), ("compat", compat)):
+                self.metrics.connections.labels(name).set_function(partial(_connections, faces))
         except OSError as error:
             raise StartError(
                 f"cannot listen on {host}:{port} ({error}); stop what uses it, or choose another {flag}"
@@ -167,6 +178,10 @@ class App:
     async def _announce(self, serving: bool) -> None:
         for name in ("", "critiq.v1.Scoring", "critiq.v1.Models", "critiq.v1.Jobs", "inference.GRPCInferenceService"):
             await self._grpc.set_health(name, serving)
+
+
+def _connections(faces: Sequence[HttpFace]) -> int:
+    return sum(len(face.server_state.connections) for face in faces)
 
 
 async def serve(settings: Settings) -> None:

@@ -21,7 +21,7 @@ from critiq_server.features.records import Features
 from critiq_server.features.store import StoreError
 from critiq_server.features.tiers import Report
 from critiq_server.images.remote import RemotePictures
-from critiq_server.queues import with_queues
+from critiq_server.queues import QueueCollector, with_queues
 from critiq_server.registry import Registry
 from critiq_server.runtime.lmm.pool import Lmms
 from critiq_server.runtime.onnx import usable_cores
@@ -108,17 +108,22 @@ class Assembly:
                 counter = lookups[stage, hit] = metrics.lookups.labels(stage, "hit" if hit else "miss")
             counter.inc()
 
+        metrics.store_limit.set(settings.engine.store_mb * 2**20)
         admission = Admission(settings.limits.in_flight, settings.limits.in_flight_bytes)
         metrics.in_flight.set_function(lambda: admission.items)
         metrics.in_flight_limit.set(settings.limits.in_flight)
         metrics.in_flight_bytes.set_function(lambda: admission.bytes)
-        self._workers = Workers(usable_cores(), "cpu")
+        metrics.in_flight_bytes_limit.set(settings.limits.in_flight_bytes)
+        self._workers = workers = Workers(usable_cores(), "cpu")
+        metrics.threads.set(workers.count)
+        metrics.threads_busy.set_function(lambda: workers.count - workers.free)
         darkroom = Darkroom(
             settings.limits.image,
             settings.engine.background,
             metrics.decode.observe,
             self._workers,
             settings.limits.in_flight,
+            metrics.decode_wait.observe,
         )
         registry = Registry(
             [*settings.models.directories, BUILTIN],
@@ -128,7 +133,9 @@ class Assembly:
             self._on_change,
             Lmms(settings.lmm),
             self._unfit,
+            self._on_load,
         )
+        metrics.registry.register(QueueCollector(registry.served, lambda: darkroom.waiting))
         self._drift = DriftMonitor(settings.drift)
         metrics.registry.register(DriftCollector(self._drift.all))
         metrics.registry.register(RoomCollector(settings.written_to()))
@@ -137,13 +144,22 @@ class Assembly:
             self._drift.embed(served.model.manifest, stage, features)
 
         engine = Engine(store, on_lookup, self._below, on_output)
-        remote = RemotePictures(settings.urls, settings.limits.image, lambda code: metrics.downloads.labels(code).inc())
+        remote = RemotePictures(settings.urls, settings.limits.image, self._on_download)
         answering = Answering(settings, registry, engine, darkroom, metrics, remote, self._drift)
         return Service(settings, registry, answering, admission, metrics, self._drift)
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:
         self._drift.serve(model.manifest, model.vectors)
         return with_queues(model, self._settings, self._metrics, self._workers)
+
+    def _on_load(self, model: str, outcome: str, seconds: float) -> None:
+        self._metrics.model_loads.labels(model, outcome).inc()
+        if outcome == "loaded":
+            self._metrics.model_load_seconds.labels(model).set(seconds)
+
+    def _on_download(self, code: str, seconds: float) -> None:
+        self._metrics.downloads.labels(code).inc()
+        self._metrics.download_seconds.observe(seconds)
 
     def _on_tier(self, report: Report) -> None:
         metrics, tier, operation = self._metrics, report.tier, report.operation

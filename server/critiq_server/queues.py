@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from critiq.errors import CritiqError
 from critiq_server.bundles.model import LoadedModel
@@ -79,3 +82,51 @@ def _on_batch(metrics: Metrics, model: str, stage: str) -> Callable[[BatchReport
             queue.observe(seconds)
 
     return on_batch
+
+
+class QueueCollector(Collector):
+    """The queues as they are when metrics are scraped. Versions of a model that are served together count as one.
+
+    Args:
+        served: the models that are loaded; asked in the thread that scrapes.
+        decoding: pictures that wait to be decoded.
+    """
+
+    def __init__(self, served: Callable[[], Iterable[ServedModel]], decoding: Callable[[], int]) -> None:
+        self._served, self._decoding = served, decoding
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return self._families()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        decoding, *by_stage = self._families()
+        decoding.add_metric([], self._decoding())
+        found: dict[tuple[str, str], tuple[int, int, int, int]] = {}
+        for served in self._served():
+            # Stages that ask one LMM share a queue.
+            fronts = (front.queue if isinstance(front, Lane) else front for front in served.batchers.values())
+            for queue in {id(front): front for front in fronts}.values():
+                label = (served.model.manifest.name, queue.name)
+                waiting, running, limit, size = found.get(label, (0, 0, 0, 0))
+                found[label] = (
+                    waiting + queue.waiting,
+                    running + queue.running,
+                    limit + queue.workers,
+                    max(size, queue.max_batch),
+                )
+        for label, values in found.items():
+            for family, value in zip(by_stage, values, strict=True):
+                family.add_metric(label, value)
+        yield from (decoding, *by_stage)
+
+    @staticmethod
+    def _families() -> tuple[GaugeMetricFamily, ...]:
+        described = {
+            "critiq_queue_length": "Items that wait for their batch, by model and stage.",
+            "critiq_batches_running": "Batches that are being computed, by model and stage.",
+            "critiq_batches_running_limit": "Batches that may be computed at once, by model and stage.",
+            "critiq_batch_size_limit": "Items in a batch at the most, by model and stage.",
+        }
+        decoding = GaugeMetricFamily("critiq_image_decode_queue_length", "Pictures that wait to be decoded.")
+        labelled = (GaugeMetricFamily(name, text, labels=["model", "stage"]) for name, text in described.items())
+        return (decoding, *labelled)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 
 import structlog
 
@@ -53,6 +54,7 @@ class Registry:
         on_change: told (name, version, serving?) when a version starts or stops serving.
         lmms: opens the LMMs that models ask; ``None``: only stored features are served.
         unfit: why a bundle may not be served here although it is sound; empty: it may.
+        on_load: told (name, ``loaded``, ``refused`` or ``failed``, seconds taken) of every try to load.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Registry:
         on_change: Callable[[str, str, bool], None] = lambda name, version, serving: None,
         lmms: Lmms | None = None,
         unfit: Callable[[Manifest], str] = lambda manifest: "",
+        on_load: Callable[[str, str, float], None] = lambda name, outcome, seconds: None,
     ) -> None:
         self._roots = roots
         self.default = default
@@ -71,6 +74,7 @@ class Registry:
         self._serve = serve
         self.on_change = on_change
         self._unfit = unfit
+        self._on_load = on_load
         self._lmms = lmms or Lmms(LmmSettings(on_miss="stored"))
         self._entries: dict[str, dict[str, _Entry]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -99,6 +103,7 @@ class Registry:
             old = entry.tenure
             entry.state = "loading" if old is None else "ready"
             manifest = entry.bundle.manifest
+            started = perf_counter()
             try:
                 loaded = await asyncio.to_thread(load_model, entry.bundle.directory, self._runtime, self._lmms)
                 if (loaded.manifest.name, loaded.manifest.version) != (manifest.name, manifest.version):
@@ -111,18 +116,21 @@ class Registry:
             except (BrokenBundle, ProviderUnavailable) as error:
                 entry.state = "failed" if old is None else "ready"
                 entry.reason = str(error)
+                self._on_load(manifest.name, "refused", perf_counter() - started)
                 logger.error("model refused", model=manifest.name, version=manifest.version, reason=str(error))
                 raise FailedPrecondition(
                     f"model {manifest.name!r} version {manifest.version!r} was refused: {error}", field="name"
                 ) from error
             except BaseException:  # the caller has gone, or a fault: it is not being loaded any more
                 entry.state = "available" if old is None else "ready"
+                self._on_load(manifest.name, "failed", perf_counter() - started)
                 raise
             entry.bundle = Bundle(entry.bundle.directory, loaded.manifest)
             entry.tenure, entry.state, entry.reason = _Tenure(self._serve(loaded)), "ready", ""
             self.default = self.default or manifest.name
             if old is not None:
                 self._retire(old)
+        self._on_load(manifest.name, "loaded", perf_counter() - started)
         logger.info("model ready", model=manifest.name, version=manifest.version)
         self.on_change(manifest.name, manifest.version, True)
         return self.describe(name, manifest.version)
@@ -178,6 +186,11 @@ class Registry:
     def knows(self, name: str) -> bool:
         """Whether there is a model of that name, loaded or not."""
         return name in self._entries
+
+    def served(self) -> Sequence[ServedModel]:
+        """What is loaded, in no particular order. May be called from any thread."""
+        entries = [entry for versions in tuple(self._entries.values()) for entry in tuple(versions.values())]
+        return [tenure.served for entry in entries if (tenure := entry.tenure) is not None]
 
     @property
     def ready(self) -> bool:

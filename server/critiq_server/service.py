@@ -351,6 +351,7 @@ class Service:
         with self._observed("score_stream", model_of([item])):
             try:
                 size = len(item.query.image.data) if isinstance(item.query, Query) else 0
+                self.metrics.request_bytes.observe(size)
                 while True:
                     await self.admission.room(size)
                     try:
@@ -367,6 +368,7 @@ class Service:
     @contextmanager
     def _admitted(self, queries: Sequence[Query]) -> Iterator[None]:
         size = sum(len(query.image.data) for query in queries)
+        self.metrics.request_bytes.observe(size)
         try:
             holding = self.admission.admit(max(1, len(queries)), size)
             holding.__enter__()

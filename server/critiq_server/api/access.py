@@ -24,6 +24,7 @@ from critiq_server.security.guard import Guard
 from critiq_server.security.keys import SCOPES
 from critiq_server.security.keys import Scope as KeyScope
 from critiq_server.security.limits import Allowance
+from critiq_server.telemetry.counters import ERRORS
 
 Scopes = frozenset[KeyScope]
 
@@ -203,6 +204,7 @@ async def _spending(requests: AsyncIterator[Any], allowance: Allowance) -> Async
 
 def _refused(request: Request, error: CritiqError) -> Response:
     if request.url.path.startswith("/v2"):  # the Open Inference Protocol's form
+        ERRORS.labels("rest", error.code).inc()
         response = Response(dumps({"error": str(error)}), error.http_status, media_type="application/json")
         if error.retry_after is not None:
             response.headers["Retry-After"] = str(math.ceil(error.retry_after))

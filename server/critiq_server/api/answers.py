@@ -14,6 +14,7 @@ from critiq import wire
 from critiq.errors import BY_HTTP_STATUS, CritiqError
 from critiq_server.api import bodies, schemas
 from critiq_server.api.forms import MESSAGE, other_bodies, query_of
+from critiq_server.telemetry.counters import ERRORS
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ def answer(request: Request, value: T, to_proto: Callable[[T], Message]) -> Resp
 
 def refusal(request: Request, error: CritiqError) -> Response:
     """An error in the form that the caller wants."""
+    ERRORS.labels("rest", error.code).inc()
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))

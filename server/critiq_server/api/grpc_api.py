@@ -26,6 +26,7 @@ from critiq_server.queries import Item
 from critiq_server.scoring.drift_labels import HEADER
 from critiq_server.security.guard import Guard
 from critiq_server.service import Service
+from critiq_server.telemetry.counters import ERRORS
 from critiq_server.telemetry.faults import internal
 
 ERROR_KEY = "critiq-error-bin"
@@ -237,6 +238,7 @@ def _remaining(context: Context) -> float | None:
 
 async def _abort(context: Context, error: CritiqError) -> None:
     """Ends the call with the error's status; always raises."""
+    ERRORS.labels("grpc", error.code).inc()
     metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, wire.error_to_proto(error).SerializeToString())]
     if error.retry_after is not None:
         metadata.append((RETRY_KEY, str(wire.milliseconds(error.retry_after))))

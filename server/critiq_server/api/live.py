@@ -73,6 +73,7 @@ class ScoresJson(BaseModel):
     """Scores given, 0 (worst) to 1 (best): calibrated, or percentile / 100 where a dimension has no calibration."""
 
     model: str
+    version: str
     dimension: str
     values: DistributionJson
 
@@ -140,8 +141,8 @@ def snapshot(service: Service) -> LiveJson:
             for labels, sizes in distributions(metrics.batch_size).items()
         ],
         scores=[
-            ScoresJson(model=model, dimension=dimension, values=values)
-            for (model, dimension), values in distributions(metrics.scores).items()
+            ScoresJson(model=model, version=version, dimension=dimension, values=values)
+            for (model, version, dimension), values in distributions(metrics.scores).items()
         ],
         store=StoreJson(hits=lookups["hit"], misses=lookups["miss"], bytes=int(_only(metrics.store_bytes))),
     )

@@ -28,6 +28,7 @@ from critiq_server.images.source import ImageSource, RemoteImage
 from critiq_server.moderation import Moderation
 from critiq_server.queries import Query
 from critiq_server.scoring.policies import SEVERITY, Policy
+from critiq_server.telemetry.counters import ERRORS
 
 OPENAI_MODELS = ("omni-moderation-", "text-moderation-")
 """Names that begin so are sent by programs that were written for OpenAI: they mean the default policy."""
@@ -144,6 +145,7 @@ def _source(url: str) -> ImageSource | RemoteImage:
 
 def _refusal(error: CritiqError) -> Response:
     """The error in OpenAI's form. What lasts is 400, so that OpenAI's clients do not repeat it."""
+    ERRORS.labels("rest", error.code).inc()
     status, kind, code = error.http_status, "invalid_request_error", error.code.lower()
     refused_url = isinstance(error, PermissionDenied) and error.field == "image.url"
     if isinstance(error, FailedPrecondition) or refused_url:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Generic, TypeVar
 
 from critiq.errors import CritiqError, DeadlineExceeded, TooBusy
@@ -104,7 +105,7 @@ class Batcher(Generic[Input, Output]):
                 f"stage {self.name!r} has {len(self._queue)} items waiting, its limit; try again later",
                 retry_after=self.expected_wait(),
             )
-        entry = _Item(item, bucket, demand, self._loop.time(), self._loop.create_future())
+        entry = _Item(item, bucket, demand, perf_counter(), self._loop.create_future())
         self._queue.append(entry)
         self._pump()
         return entry.future
@@ -113,6 +114,11 @@ class Batcher(Generic[Input, Output]):
     def waiting(self) -> int:
         """Items in the queue."""
         return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Batches that are being computed."""
+        return self._busy
 
     def expected_wait(self) -> float:
         """Seconds until the present queue is worked off, from the recent rate; between 0.05 and 10."""
@@ -159,7 +165,7 @@ class Batcher(Generic[Input, Output]):
         if not self._queue:
             return []
         if self.max_delay > 0 and len(self._queue) < self.max_batch:
-            age = self._loop.time() - self._queue[0].queued_at
+            age = perf_counter() - self._queue[0].queued_at
             if age < self.max_delay:
                 if self._timer is None or self._timer.cancelled():
                     self._timer = self._loop.call_later(self.max_delay - age, self._delay_over)
@@ -208,7 +214,7 @@ class Batcher(Generic[Input, Output]):
         self, batch: list[_Item[Input, Output]]
     ) -> tuple[list[_Item[Input, Output]], Sequence[Output | CritiqError], float, float]:
         """In a worker thread: never raises, so that every item gets its outcome."""
-        started = self._loop.time()
+        started = perf_counter()  # not the loop's time, which uvloop rounds to milliseconds
         outputs: Sequence[Output | CritiqError]
         try:
             outputs = self.compute([item.input for item in batch])
@@ -217,7 +223,7 @@ class Batcher(Generic[Input, Output]):
         except Exception as error:
             failure = error if isinstance(error, CritiqError) else _runtime_failure(self.name, error)
             outputs = [failure] * len(batch)
-        return batch, outputs, started, self._loop.time()
+        return batch, outputs, started, perf_counter()
 
     def _finished(self, done: tuple[list[_Item[Input, Output]], Sequence[Output | CritiqError], float, float]) -> None:
         self._busy -= 1

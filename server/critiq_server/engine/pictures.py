@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from critiq.errors import CritiqError
 from critiq.types import ImageReport
 from critiq_server.bundles.manifest import View
-from critiq_server.engine.batcher import Batcher
+from critiq_server.engine.batcher import Batcher, BatchReport
 from critiq_server.engine.demand import Demand
 from critiq_server.engine.flights import Flights
 from critiq_server.engine.workers import Workers
@@ -68,6 +68,7 @@ class Darkroom:
         limits: what is accepted.
         background: colour (red, green, blue) behind transparent pictures.
         on_decode: told the seconds that each picture took, in the thread that decoded it.
+        on_wait: told the seconds that each picture waited for that thread.
         workers: threads to share with others; ``None``: as many of its own as there are cores.
         max_waiting: pictures waiting to be decoded at the most.
     """
@@ -79,10 +80,12 @@ class Darkroom:
         on_decode: Callable[[float], None] = lambda seconds: None,
         workers: Workers | None = None,
         max_waiting: int = 1024,
+        on_wait: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.limits = limits
         self._background = background
         self._on_decode = on_decode
+        self._on_wait = on_wait
         self._workers = workers
         self._own: Workers | None = None
         self._max_waiting = max_waiting
@@ -97,6 +100,11 @@ class Darkroom:
     def blank(self) -> Picture:
         """A picture for stages that see none."""
         return Picture(RawImage(bytes(3), (1, 1, 3)), 1, self)
+
+    @property
+    def waiting(self) -> int:
+        """Pictures that wait to be decoded. May be asked from any thread, which must not make the batcher."""
+        return self._batcher.waiting if "_batcher" in vars(self) else 0
 
     def close(self) -> None:
         """Ends its own threads once what they were given is done."""
@@ -132,7 +140,19 @@ class Darkroom:
         cores = usable_cores()
         if self._workers is None:
             self._workers = self._own = Workers(cores, "decode")
-        return Batcher(self._develop, _AT_A_TIME, self._max_waiting, workers=cores, name="decode", pool=self._workers)
+        return Batcher(
+            self._develop,
+            _AT_A_TIME,
+            self._max_waiting,
+            workers=cores,
+            on_batch=self._on_batch,
+            name="decode",
+            pool=self._workers,
+        )
+
+    def _on_batch(self, report: BatchReport) -> None:
+        for seconds in report.queue_seconds:
+            self._on_wait(seconds)
 
     def _develop(self, negatives: list[_Negative]) -> Sequence[_Developed | CritiqError]:
         return [self._develop_one(negative) for negative in negatives]

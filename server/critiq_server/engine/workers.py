@@ -25,7 +25,7 @@ class Workers:
         self._loop = asyncio.get_running_loop()
         self._jobs: SimpleQueue[tuple[Job, Done] | None] = SimpleQueue()
         self._waiting: deque[Callable[[], None]] = deque()
-        self._count = count
+        self.count = count
         self.free = count
         for number in range(count):
             threading.Thread(target=self._work, name=f"critiq-{name}-{number}", daemon=True).start()
@@ -41,7 +41,7 @@ class Workers:
 
     def close(self) -> None:
         """Ends the threads once what they were given is done. No more jobs may be started."""
-        for _ in range(self._count):
+        for _ in range(self.count):
             self._jobs.put(None)
 
     def _work(self) -> None:

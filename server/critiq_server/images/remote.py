@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
+from time import perf_counter
 
 from pydantic import Field
 
@@ -35,7 +36,7 @@ class RemotePictures:
     """Downloads pictures. Used from one event loop.
 
     Args:
-        on_download: told ``OK`` or the error's code after each download.
+        on_download: told ``OK`` or the error's code, and the seconds taken, after each download.
         resolve: for tests.
     """
 
@@ -43,7 +44,7 @@ class RemotePictures:
         self,
         settings: UrlSettings,
         limits: ImageLimits,
-        on_download: Callable[[str], None] = lambda code: None,
+        on_download: Callable[[str, float], None] = lambda code, seconds: None,
         resolve: Resolver | None = None,
     ) -> None:
         self._settings, self._limits, self._on_download = settings, limits, on_download
@@ -73,7 +74,7 @@ class RemotePictures:
             yield EncodedImage(await self._download(url))
 
     async def _download(self, url: str) -> bytes:
-        code = "CANCELLED"
+        code, started = "CANCELLED", perf_counter()
         try:
             address = self._outbound.check(url, FIELD)
             answer = await self._outbound.request(
@@ -91,7 +92,7 @@ class RemotePictures:
             code = error.code
             raise
         finally:
-            self._on_download(code)
+            self._on_download(code, perf_counter() - started)
 
 
 def _check_status(answer: Answer, host: str) -> None:

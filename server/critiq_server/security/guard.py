@@ -10,10 +10,11 @@ from pathlib import Path
 
 import structlog
 
-from critiq.errors import CritiqError, PermissionDenied, Unauthenticated
+from critiq.errors import CritiqError, PermissionDenied, TooBusy, Unauthenticated
 from critiq_server.security.keys import KeysError, Scope, read_keys
 from critiq_server.security.limits import Allowance, caller
 from critiq_server.security.settings import SecuritySettings
+from critiq_server.telemetry.counters import AUDITS, CALLER_REFUSALS, calls_of
 from critiq_server.telemetry.faults import internal
 
 logger = structlog.get_logger("critiq.audit")
@@ -52,18 +53,25 @@ class Guard:
         """
         key = self._keys.find(credential)
         if key is None:
+            CALLER_REFUSALS.labels("unknown" if credential else "missing").inc()
             self._note(what, "unknown key" if credential else "no key", "")
             missing = "this key is not known here" if credential else "this call needs an API key"
             raise Unauthenticated(f"{missing}; {HOW}")
         if not any(scope in scopes for scope in key.scopes):
+            CALLER_REFUSALS.labels("scope").inc()
             self._note(what, "scope", key.name)
             raise PermissionDenied(
                 f"this call needs a key with the scope {' or '.join(sorted(scopes))}; the key {key.name!r} has "
                 f"{', '.join(key.scopes)}"
             )
         allowance = self._allowances[key.id]
-        allowance.check_room()
-        allowance.spend()
+        try:
+            allowance.check_room()
+            allowance.spend()
+        except TooBusy:
+            CALLER_REFUSALS.labels("limit").inc()
+            raise
+        calls_of(key.name).inc()
         return allowance
 
     async def watch(self) -> None:
@@ -125,4 +133,5 @@ def audited(call: str, **fields: str) -> Iterator[None]:
         outcome = error.code
         raise
     finally:
+        AUDITS.labels(call, outcome).inc()
         logger.info("audit", call=call, key=caller.get() or "", outcome=outcome, **given)

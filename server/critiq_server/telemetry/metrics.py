@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import platform
+from importlib import metadata
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
+from critiq_server.telemetry import counters
+
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_BYTES = tuple(4.0**power for power in range(5, 14))
+"""1 KiB to 64 MiB."""
 _SCORES = tuple(step / 20 for step in range(1, 21))
 
 
@@ -16,6 +23,15 @@ class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        for counter in counters.EVERY:
+            registry.register(counter)
+        self.build = Gauge(
+            "critiq_build_info",
+            "Always 1; says which version of critiq serves, on which version of Python.",
+            ["version", "python"],
+            registry=registry,
+        )
+        self.build.labels(version(), platform.python_version()).set(1)
         self.requests = Counter(
             "critiq_requests_total",
             "Calls answered, by operation, model and code (OK or the error's).",
@@ -37,12 +53,49 @@ class Metrics:
             "critiq_in_flight_limit", "The most that is accepted at once (limits.in_flight).", registry=registry
         )
         self.in_flight_bytes = Gauge("critiq_in_flight_bytes", "Bytes of their data.", registry=registry)
+        self.in_flight_bytes_limit = Gauge(
+            "critiq_in_flight_bytes_limit", "Beyond so many bytes, callers get TOO_BUSY.", registry=registry
+        )
+        self.request_bytes = Histogram(
+            "critiq_request_bytes",
+            "Bytes of the pictures of one call, or of one item of a stream, as they were sent.",
+            buckets=_BYTES,
+            registry=registry,
+        )
+        self.connections = Gauge(
+            "critiq_connections",
+            "Open HTTP connections, by port (rest, metrics, compat). gRPC does not tell of its own.",
+            ["port"],
+            registry=registry,
+        )
+        self.loop_lag = Histogram(
+            "critiq_event_loop_lag_seconds",
+            "How late timers of the event loop come, looked at four times a second.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.threads = Gauge(
+            "critiq_worker_threads", "Threads that decode pictures and run stages on the CPU.", registry=registry
+        )
+        self.threads_busy = Gauge("critiq_worker_threads_busy", "Those of them that are at work.", registry=registry)
         self.rejected = Counter(
             "critiq_rejected_total", "Calls refused before any work, by reason.", ["reason"], registry=registry
         )
         self.decode = Histogram(
             "critiq_image_decode_seconds",
             "Time to decode, hash and resize one picture.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.decode_wait = Histogram(
+            "critiq_image_decode_wait_seconds",
+            "Time a picture waited for a thread to decode it.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.download_seconds = Histogram(
+            "critiq_image_download_seconds",
+            "Time to fetch one picture by URL, refused and failed ones too.",
             buckets=_SECONDS,
             registry=registry,
         )
@@ -80,6 +133,7 @@ class Metrics:
             registry=registry,
         )
         self.store_bytes = Gauge("critiq_store_bytes", "Bytes in the memory store.", registry=registry)
+        self.store_limit = Gauge("critiq_store_limit_bytes", "Bytes that it may take.", registry=registry)
         self.tier_lookups = Counter(
             "critiq_feature_lookups_total",
             "Features looked up below memory, by tier (disk, network) and outcome: hit, miss, error (the tier failed), "
@@ -146,9 +200,9 @@ class Metrics:
         )
         self.scores = Histogram(
             "critiq_score",
-            "Scores given, 0 (worst) to 1 (best), by model and dimension: calibrated, or percentile / 100 of those "
-            "without a calibration.",
-            ["model", "dimension"],
+            "Scores given, 0 (worst) to 1 (best), by model, version and dimension: calibrated, or percentile / 100 of "
+            "those without a calibration.",
+            ["model", "version", "dimension"],
             buckets=_SCORES,
             registry=registry,
         )
@@ -161,3 +215,23 @@ class Metrics:
         self.models = Gauge(
             "critiq_model_ready", "1 while a version is served.", ["model", "version"], registry=registry
         )
+        self.model_loads = Counter(
+            "critiq_model_loads_total",
+            "Loads of models, by model and outcome: loaded, refused (a broken or unfit bundle), failed.",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self.model_load_seconds = Gauge(
+            "critiq_model_load_seconds",
+            "How long the last load of a model took, digests and golden records included.",
+            ["model"],
+            registry=registry,
+        )
+
+
+def version() -> str:
+    """Version of critiq; ``unknown`` where it runs from a folder and was never installed."""
+    try:
+        return metadata.version("critiq")
+    except metadata.PackageNotFoundError:
+        return "unknown"

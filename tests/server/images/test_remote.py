@@ -209,7 +209,7 @@ async def test_downloads_are_counted(certificate: Certificate) -> None:
     codes: list[str] = []
     async with website(always(answer(200, flat())), certificate) as site:
         settings = UrlSettings(hosts=(HOST,), ports=(site.port,), ca_file=certificate[1])
-        remote = RemotePictures(settings, ImageLimits(), codes.append, Names([LOOPBACK]))
+        remote = RemotePictures(settings, ImageLimits(), lambda code, seconds: codes.append(code), Names([LOOPBACK]))
         with pytest.raises(PermissionDenied):
             await fetch(remote, site)
     assert codes == ["PERMISSION_DENIED"]

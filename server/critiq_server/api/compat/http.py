@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from critiq.errors import Cancelled, CritiqError, InvalidArgument, TooLarge
 from critiq_server.api.compat.rewards import may_pass
+from critiq_server.telemetry.counters import ERRORS
 from critiq_server.telemetry.faults import internal
 
 T = TypeVar("T")
@@ -63,6 +64,7 @@ def status(error: CritiqError, lasting: int = 400) -> tuple[int, dict[str, str]]
 
     Never 500: clients repeat it up to a thousand times, over hours, before anybody sees the message.
     """
+    ERRORS.labels("rest", error.code).inc()
     if not may_pass(error):
         return lasting, {}
     return 503, {"Retry-After": str(max(1, math.ceil(error.retry_after or 0)))}

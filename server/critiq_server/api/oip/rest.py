@@ -25,6 +25,7 @@ from critiq_server.api.oip import answering, models
 from critiq_server.api.oip.models import ModelInfo
 from critiq_server.api.oip.tensors import Tensor, encode
 from critiq_server.service import Service
+from critiq_server.telemetry.counters import ERRORS
 from critiq_server.telemetry.faults import internal
 from critiq_server.wording import quoted
 
@@ -327,6 +328,7 @@ def _answering(endpoint: Endpoint) -> Endpoint:
 
 
 def _error(error: CritiqError) -> Response:
+    ERRORS.labels("rest", error.code).inc()
     headers = {} if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
     return _json({"error": str(error)}, error.http_status, headers)
 

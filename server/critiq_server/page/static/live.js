@@ -161,13 +161,13 @@ const mean = (distribution) => distribution.sum / Math.max(1, total(distribution
 
 function histograms(scores) {
   if (!scores.length) return el("p", { class: "hint" }, "None yet.");
-  return el("div", { class: "small-multiples" }, scores.map(({ model, dimension, values }) => {
+  return el("div", { class: "small-multiples" }, scores.map(({ model, version, dimension, values }) => {
     const all = total(values);
     const shares = values.counts.slice(0, -1).map((count) => count / all);
     const about = `${many(all, "score")}, mean ${number(mean(values))}`;
     return el("figure", {},
-      el("figcaption", {}, el("strong", {}, dimension.replaceAll("_", " ")), el("span", { class: "hint" }, `${model}, ${about}`)),
-      bars([{ className: "first", shares }], ["0", "1"], `${dimension} of ${model}: ${about}.`));
+      el("figcaption", {}, el("strong", {}, dimension.replaceAll("_", " ")), el("span", { class: "hint" }, `${model} ${version}, ${about}`)),
+      bars([{ className: "first", shares }], ["0", "1"], `${dimension} of ${model} ${version}: ${about}.`));
   }));
 }
 
