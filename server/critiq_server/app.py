@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 import structlog
 from starlette.types import ASGIApp
@@ -134,9 +135,14 @@ class App:
     def _on_model_change(self, name: str, version: str, serving: bool) -> None:
         any_version = any(model.state == "ready" for model in self.service.models() if model.name == name)
         for target, healthy in ((f"models/{name}/{version}", serving), (f"models/{name}", any_version)):
-            task = asyncio.ensure_future(self._grpc.set_health(target, healthy))
-            self._health_updates.add(task)
-            task.add_done_callback(self._health_updates.discard)
+            self._tell(self._grpc.set_health(target, healthy))
+        if self._ready:
+            self._tell(self._announce(self._is_ready()))
+
+    def _tell(self, update: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(update)
+        self._health_updates.add(task)
+        task.add_done_callback(self._health_updates.discard)
 
     def _listen(self) -> None:
         server = self.settings.server

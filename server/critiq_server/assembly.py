@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from critiq_server.answering import Answering
@@ -150,7 +151,8 @@ class Assembly:
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:
         self._drift.serve(model.manifest, model.vectors)
-        return with_queues(model, self._settings, self._metrics, self._workers)
+        on_health = partial(self.service.registry.check_health, model.manifest.name, model.manifest.version)
+        return with_queues(model, self._settings, self._metrics, self._workers, on_health)
 
     def _on_load(self, model: str, outcome: str, seconds: float) -> None:
         self._metrics.model_loads.labels(model, outcome).inc()

@@ -9,9 +9,12 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from critiq.errors import CritiqError
+from critiq_server.bundles.golden import probe
 from critiq_server.bundles.model import LoadedModel
 from critiq_server.engine.batcher import Batcher, BatchReport
-from critiq_server.engine.engine import ServedModel, StageBatcher, batch_limit, compute_batch
+from critiq_server.engine.computing import compute_batch
+from critiq_server.engine.engine import ServedModel, StageBatcher, batch_limit
+from critiq_server.engine.health import ModelHealth
 from critiq_server.engine.lmm import Lane, Queue, open_lanes
 from critiq_server.engine.workers import Workers
 from critiq_server.features.records import Features
@@ -21,18 +24,33 @@ from critiq_server.settings import Settings
 from critiq_server.telemetry.metrics import Metrics
 
 
-def with_queues(model: LoadedModel, settings: Settings, metrics: Metrics, workers: Workers) -> ServedModel:
-    """Puts a batcher in front of each stage.
+def with_queues(
+    model: LoadedModel,
+    settings: Settings,
+    metrics: Metrics,
+    workers: Workers,
+    on_health: Callable[[], None] = lambda: None,
+) -> ServedModel:
+    """Puts a batcher in front of each stage, and one pair of eyes on all of them.
 
     Args:
         workers: the threads that stages on the CPU share.
+        on_health: called when the model is suspended because it fails, and when it is back.
     """
     name = model.manifest.name
+    faults = settings.runtime.faults
+    health = ModelHealth(
+        name,
+        faults,
+        partial(probe, model),
+        lambda stage, kind: metrics.stage_faults.labels(name, stage, kind).inc(),
+        on_health,
+    )
     batchers: dict[str, StageBatcher | Lane] = {}
     for stage_name, stage in model.stages.items():
         if stage.lmm is None:
             batchers[stage_name] = Batcher(
-                compute=partial(compute_batch, stage),
+                compute=partial(compute_batch, stage, on_batch=partial(health.batch_ended, stage_name)),
                 max_batch=batch_limit(stage, settings.engine.max_batch),
                 max_queue=settings.limits.in_flight,
                 workers=stage.runtime.concurrency,
@@ -41,7 +59,11 @@ def with_queues(model: LoadedModel, settings: Settings, metrics: Metrics, worker
                 on_drop=metrics.dropped.labels(name, stage_name).inc,
                 name=stage_name,
                 pool=workers if stage.runtime.provider == CPU else None,
+                max_compute=faults.max_compute_seconds,
+                on_lost=partial(health.batch_lost, stage_name),
             )
+    # An LMM has time limits and a breaker of its own, and its features may be in a store.
+    health.queues = [batcher for batcher in batchers.values() if isinstance(batcher, Batcher)]
 
     def lmm_queue(
         lmm: str,
@@ -67,7 +89,7 @@ def with_queues(model: LoadedModel, settings: Settings, metrics: Metrics, worker
         for stage_name, stage in model.stages.items()
         if stage.spec.outlasts or (stage.spec.cache and settings.features.includes(name, stage_name))
     }
-    return ServedModel(model, batchers, frozenset(lasting))
+    return ServedModel(model, batchers, frozenset(lasting), health)
 
 
 def _on_batch(metrics: Metrics, model: str, stage: str) -> Callable[[BatchReport], None]:

@@ -194,8 +194,18 @@ class Registry:
 
     @property
     def ready(self) -> bool:
-        """Whether the default model is served."""
-        return bool(self.default) and bool(self._serving(self.default) if self.default in self._entries else None)
+        """Whether the default model is served, and not suspended where the settings make that count."""
+        serving = self._serving(self.default) if self.default in self._entries else None
+        if not self.default or not serving:
+            return False
+        newest = next(reversed(serving.values()))
+        return self._runtime.faults.action == "recover" or _suspended(newest) == ""
+
+    def check_health(self, name: str, version: str) -> None:
+        """Tells of a version that was suspended because it fails, or is back."""
+        entry = self._entries.get(name, {}).get(version)
+        if entry is not None and entry.tenure is not None:
+            self.on_change(name, version, _suspended(entry) == "")
 
     async def close(self) -> None:
         """Stops serving everything, once the requests under way are answered."""
@@ -250,6 +260,10 @@ class Registry:
         return versions[version]
 
 
+def _suspended(entry: _Entry) -> str:
+    return entry.tenure.served.suspended if entry.tenure is not None else ""
+
+
 def _on_miss(stage: Stage, running: LoadedStage | None) -> str:
     if stage.lmm is None:
         return ""
@@ -281,8 +295,8 @@ def _describe(entry: _Entry, *, is_default: bool) -> types.Model:
         family=manifest.family,
         title=manifest.title,
         description=manifest.description,
-        state=entry.state,
-        state_reason=entry.reason,
+        state="failed" if _suspended(entry) else entry.state,
+        state_reason=_suspended(entry) or entry.reason,
         is_default=is_default,
         dimensions=tuple(
             types.Dimension(

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +57,27 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(arguments: Sequence[str], log: Path, *, ready_within: float = 60.0) -> Iterator[ServerProcess]:
-    """Starts ``critiq serve ARGUMENTS`` on free ports; its log goes to ``log``."""
-    command = [sys.executable, "-m", "critiq.cli", "serve", "--rest-port=0", "--grpc-port=0", "--metrics-port=0"]
+def server_process(
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    ready_within: float = 60.0,
+    module: str = "critiq.cli",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[ServerProcess]:
+    """Starts ``critiq serve ARGUMENTS`` on free ports; its log goes to ``log``.
+
+    ``module`` runs in place of the command line, for instance one that makes it fail; ``environment`` comes on top.
+    """
+    command = [sys.executable, "-m", module, "serve", "--rest-port=0", "--grpc-port=0", "--metrics-port=0"]
     command += ["--set", "log.format=json", *arguments]
     with log.open("w") as stream:
         process = subprocess.Popen(
-            command, stdout=stream, stderr=stream, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+            command,
+            stdout=stream,
+            stderr=stream,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
         )
     try:
         serving = _wait_for_line(process, log, ready_within)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import structlog
 from numpy.typing import NDArray
 
 from critiq.errors import CritiqError
-from critiq_server.bundles.loaded import BrokenBundle, LoadedModel, LoadedStage
+from critiq_server.bundles.loaded import BrokenBundle, Golden, LoadedModel, LoadedStage
 from critiq_server.bundles.manifest import GOLDEN_FILE, ImageInput, PromptInput, TextInput
 from critiq_server.images.views import apply_view
 from critiq_server.prompts import PromptTokenizer
@@ -33,8 +33,8 @@ _FEATURE_SCALE = 0.05
 length. In bfloat16 the cosine is 3e-5 off 1; another question, layer or normalisation is further away."""
 
 
-def replay_golden(model: LoadedModel, path: Path) -> None:
-    """Computes the golden records, as one batch and the first alone; raises ``BrokenBundle`` if one disagrees."""
+def read_golden(model: LoadedModel, path: Path) -> Golden:
+    """The records in ``path``; raises ``BrokenBundle`` if they do not fit together."""
     with np.load(path, allow_pickle=False) as golden:
         images = [golden[f"image_{i}"] for i in range(len(golden["prompts"]))]
         prompts = [str(prompt) for prompt in golden["prompts"]]
@@ -46,9 +46,15 @@ def replay_golden(model: LoadedModel, path: Path) -> None:
             f"{GOLDEN_FILE} has {len(images)} pictures and {len(dimensions)} dimensions, but values of shape "
             f"{expected.shape}"
         )
+    return Golden(images, prompts, dimensions, expected, features)
+
+
+def replay_golden(model: LoadedModel, golden: Golden) -> None:
+    """Computes the golden records, as one batch and the first alone; raises ``BrokenBundle`` if one disagrees."""
+    images, expected = golden.images, golden.expected
     for count in dict.fromkeys((len(images), 1)):
-        actual = compute_raw(model, images[:count], prompts[:count], dimensions, features)
-        for column, name in enumerate(dimensions):
+        actual = compute_raw(model, images[:count], golden.prompts[:count], golden.dimensions, golden.features)
+        for column, name in enumerate(golden.dimensions):
             tolerance = model.manifest.dimension(name).tolerance
             if any(stage.runtime.provider != CPU for stage in model.stages.values() if stage.lmm is None):
                 tolerance *= _OFF_CPU_FACTOR
@@ -60,6 +66,25 @@ def replay_golden(model: LoadedModel, path: Path) -> None:
                     f"{expected[row, column]:.6g} when exported (tolerance {tolerance:g}): "
                     "the graphs do not compute on this machine what they should"
                 )
+
+
+def probe(model: LoadedModel) -> None:
+    """Sees whether a served model still computes its first golden record. Blocks.
+
+    A bundle without any must give finite values for a black picture. Raises ``BrokenBundle``, or what a runtime raises.
+    """
+    if model.golden is not None:
+        replay_golden(model, model.golden)
+        return
+    names = [
+        entry.name for entry in model.manifest.dimensions if all(not stage.lmm for stage in _needed(model, entry.stage))
+    ]
+    if names and not np.isfinite(compute_raw(model, [np.zeros((64, 64, 3), np.uint8)], [""], names)).all():
+        raise BrokenBundle("a black picture gives values that are not finite")
+
+
+def _needed(model: LoadedModel, stage: str) -> Sequence[LoadedStage]:
+    return model.plan(frozenset([stage])).stages
 
 
 def feature_entry(stage: str) -> str:
@@ -103,9 +128,9 @@ def check_features(model: LoadedModel, path: Path) -> None:
 
 def compute_raw(
     model: LoadedModel,
-    images: list[NDArray[np.uint8]],
-    prompts: list[str],
-    dimensions: list[str],
+    images: Sequence[NDArray[np.uint8]],
+    prompts: Sequence[str],
+    dimensions: Sequence[str],
     features: Mapping[str, NDArray[np.generic]] | None = None,
 ) -> NDArray[np.float64]:
     """Raw values of RGB uint8 pictures, float64 ``[pictures, dimensions]``, straight through the runtimes. Blocks.
@@ -129,9 +154,9 @@ def compute_raw(
 
 def _compute_batch(
     model: LoadedModel,
-    images: list[NDArray[np.uint8]],
-    prompts: list[str],
-    dimensions: list[str],
+    images: Sequence[NDArray[np.uint8]],
+    prompts: Sequence[str],
+    dimensions: Sequence[str],
     features: Mapping[str, NDArray[np.generic]],
 ) -> NDArray[np.float64]:
     values: dict[tuple[str, str], NDArray[np.generic]] = {(name, FEATURE): rows for name, rows in features.items()}
@@ -170,7 +195,7 @@ def _run(stage: LoadedStage, arrays: Arrays, count: int) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in stage.spec.outputs}
 
 
-def _tokens(tokenizer: PromptTokenizer, prompts: list[str], source: PromptInput, pad_id: int) -> NDArray[np.int64]:
+def _tokens(tokenizer: PromptTokenizer, prompts: Sequence[str], source: PromptInput, pad_id: int) -> NDArray[np.int64]:
     encoded = [tokenizer.encode(prompt) for prompt in prompts]
     rows = [tokens.ids if source.field == "ids" else tokens.mask for tokens in encoded]
     longest = max(len(row) for row in rows)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from critiq_server.bundles.manifest import (
     ImageInput,
@@ -56,6 +59,26 @@ class Plan:
     tokenizers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Records of what a model gave when it was exported.
+
+    ``images``: RGB uint8 ``[height, width, 3]`` each; ``expected``: raw values ``[records, dimensions]``; ``features``:
+    those of LMM stages, by stage, a row a record.
+    """
+
+    images: Sequence[NDArray[np.uint8]]
+    prompts: Sequence[str]
+    dimensions: Sequence[str]
+    expected: NDArray[np.float64]
+    features: Mapping[str, NDArray[np.generic]]
+
+    def first(self) -> Golden:
+        """The first record alone."""
+        features = {name: rows[:1].copy() for name, rows in self.features.items()}
+        return Golden(self.images[:1], self.prompts[:1], self.dimensions, self.expected[:1].copy(), features)
+
+
 @dataclass(eq=False)
 class LoadedModel:
     """One version of one model, ready to serve."""
@@ -63,6 +86,8 @@ class LoadedModel:
     manifest: Manifest
     stages: Mapping[str, LoadedStage]
     tokenizers: Mapping[str, PromptTokenizer]
+    golden: Golden | None = None
+    """The first golden record, to see whether the model still computes; ``None``: the bundle has none."""
     _plans: dict[frozenset[str], Plan] = field(default_factory=dict)
 
     @cached_property

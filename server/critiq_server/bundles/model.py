@@ -11,8 +11,8 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
-from critiq_server.bundles.golden import check_features, compute_raw, replay_golden
-from critiq_server.bundles.loaded import BrokenBundle, LoadedModel, LoadedStage
+from critiq_server.bundles.golden import check_features, compute_raw, read_golden, replay_golden
+from critiq_server.bundles.loaded import BrokenBundle, Golden, LoadedModel, LoadedStage
 from critiq_server.bundles.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -66,7 +66,7 @@ def load_model(directory: Path, settings: RuntimeSettings, lmms: Lmms = _STORED_
     stages = {stage.name: _load_stage(directory, manifest, stage, settings) for stage in manifest.stages}
     model = LoadedModel(manifest, stages, tokenizers)
     _trim_memory()
-    _check_golden(model, directory)
+    model.golden = _checked_golden(model, directory)
     _trim_memory()
     return _with_lmms(model, lmms, directory / GOLDEN_FILE) if manifest.asks_lmms else model
 
@@ -74,7 +74,7 @@ def load_model(directory: Path, settings: RuntimeSettings, lmms: Lmms = _STORED_
 def _with_lmms(model: LoadedModel, lmms: Lmms, golden: Path) -> LoadedModel:
     """``model`` with its LMMs opened. Last of all: an LMM takes long to load, and the rest may be broken."""
     stages: dict[str, LoadedStage] = dict(model.stages)
-    whole = LoadedModel(model.manifest, stages, model.tokenizers)
+    whole = LoadedModel(model.manifest, stages, model.tokenizers, model.golden)
     try:
         for name, stage in model.stages.items():
             if stage.lmm is not None:
@@ -88,16 +88,19 @@ def _with_lmms(model: LoadedModel, lmms: Lmms, golden: Path) -> LoadedModel:
     return whole
 
 
-def _check_golden(model: LoadedModel, directory: Path) -> None:
-    if (directory / GOLDEN_FILE).exists():
-        try:
-            replay_golden(model, directory / GOLDEN_FILE)
-        except BrokenBundle:
-            raise
-        except Exception as error:  # a graph or a record can be wrong in any way; none of them may be served
-            raise BrokenBundle(f"{GOLDEN_FILE} cannot be replayed: {type(error).__name__}: {error}") from error
-    else:
+def _checked_golden(model: LoadedModel, directory: Path) -> Golden | None:
+    """The first of the golden records, all of which the model computes; ``None`` if the bundle has none."""
+    if not (directory / GOLDEN_FILE).exists():
         logger.warning("bundle has no golden records: what it computes was not checked", model=model.manifest.name)
+        return None
+    try:
+        golden = read_golden(model, directory / GOLDEN_FILE)
+        replay_golden(model, golden)
+    except BrokenBundle:
+        raise
+    except Exception as error:  # a graph or a record can be wrong in any way; none of them may be served
+        raise BrokenBundle(f"{GOLDEN_FILE} cannot be replayed: {type(error).__name__}: {error}") from error
+    return golden.first()
 
 
 def _trim_memory() -> None:

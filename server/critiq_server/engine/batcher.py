@@ -15,9 +15,9 @@ from functools import partial
 from time import perf_counter
 from typing import Generic, TypeVar
 
-from critiq.errors import CritiqError, DeadlineExceeded, TooBusy
+from critiq.errors import CritiqError, DeadlineExceeded, TooBusy, Unavailable
 from critiq_server.engine.demand import Demand, Priority
-from critiq_server.engine.workers import Workers
+from critiq_server.engine.workers import Started, Workers
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -44,6 +44,16 @@ class _Item(Generic[Input, Output]):
     future: asyncio.Future[Output]
 
 
+@dataclass(slots=True, eq=False)
+class _Run(Generic[Input, Output]):
+    """A batch that is being computed; ``lost`` once nobody waits for it to come back."""
+
+    batch: list[_Item[Input, Output]]
+    started: Started | None = None
+    watchdog: asyncio.TimerHandle | None = None
+    lost: bool = False
+
+
 @dataclass
 class Batcher(Generic[Input, Output]):
     """Gathers single items into batches.
@@ -58,6 +68,8 @@ class Batcher(Generic[Input, Output]):
         on_batch: told of every computed batch.
         on_drop: told how many queued items were dropped because nobody wanted them any more.
         pool: threads to share with others; ``None``: as many of its own as it has ``workers``.
+        max_compute: seconds after which a batch is taken for lost; its items get ``Unavailable``. 0: never.
+        on_lost: told ``True`` of a batch that is lost, ``False`` when one comes back after all.
     """
 
     compute: Callable[[list[Input]], Sequence[Output | CritiqError]]
@@ -69,6 +81,8 @@ class Batcher(Generic[Input, Output]):
     on_drop: Callable[[int], None] = lambda count: None
     name: str = "stage"
     pool: Workers | None = None
+    max_compute: float = 0.0
+    on_lost: Callable[[bool], None] = lambda lost: None
     _queue: list[_Item[Input, Output]] = field(default_factory=list, init=False)
     _busy: int = field(default=0, init=False)
     _batches_since_bulk: int = field(default=0, init=False)
@@ -77,6 +91,7 @@ class Batcher(Generic[Input, Output]):
     _closed: bool = field(default=False, init=False)
     _in_line: bool = field(default=False, init=False)
     _idle: asyncio.Future[None] | None = field(default=None, init=False)
+    _refusal: Callable[[], CritiqError] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -95,9 +110,12 @@ class Batcher(Generic[Input, Output]):
 
         Raises:
             TooBusy: the queue is full, or the batcher is closed.
+            CritiqError: it is suspended.
         """
         if self._closed:
             raise _unloaded()
+        if self._refusal is not None:
+            raise self._refusal()
         if len(self._queue) >= self.max_queue:
             self._purge()
         if len(self._queue) >= self.max_queue:
@@ -129,15 +147,27 @@ class Batcher(Generic[Input, Output]):
     async def close(self) -> None:
         """Refuses what is still waiting; returns once running batches have ended."""
         self._closed = True
-        for item in self._queue:
-            if not item.future.done():
-                item.future.set_exception(_unloaded())
-        self._queue.clear()
+        self._refuse_queue(_unloaded)
         if self._busy:
             self._idle = self._idle or self._loop.create_future()
             await asyncio.shield(self._idle)
         if self.pool is None:
             self._pool.close()
+
+    def suspend(self, refusal: Callable[[], CritiqError]) -> None:
+        """Refuses what waits and what comes, with what ``refusal`` makes, until :meth:`resume`."""
+        self._refusal = refusal
+        self._refuse_queue(refusal)
+
+    def resume(self) -> None:
+        """Takes work again."""
+        self._refusal = None
+
+    def _refuse_queue(self, refusal: Callable[[], CritiqError]) -> None:
+        for item in self._queue:
+            if not item.future.done():
+                item.future.set_exception(refusal())
+        self._queue.clear()
 
     def _pump(self) -> None:
         """Starts batches while there is work and an idle worker; stands in line for a thread if there is none."""
@@ -149,7 +179,10 @@ class Batcher(Generic[Input, Output]):
             if not batch:
                 return
             self._busy += 1
-            self._pool.start(partial(self._run, batch), self._finished)
+            run = _Run(batch)
+            run.started = self._pool.start(partial(self._run, run), self._finished)
+            if self.max_compute:
+                run.watchdog = self._loop.call_later(self.max_compute, self._write_off, run)
 
     def _stand_in_line(self) -> None:
         if not self._in_line:
@@ -211,9 +244,10 @@ class Batcher(Generic[Input, Output]):
         self._pump()
 
     def _run(
-        self, batch: list[_Item[Input, Output]]
-    ) -> tuple[list[_Item[Input, Output]], Sequence[Output | CritiqError], float, float]:
+        self, run: _Run[Input, Output]
+    ) -> tuple[_Run[Input, Output], Sequence[Output | CritiqError], float, float]:
         """In a worker thread: never raises, so that every item gets its outcome."""
+        batch = run.batch
         started = perf_counter()  # not the loop's time, which uvloop rounds to milliseconds
         outputs: Sequence[Output | CritiqError]
         try:
@@ -223,11 +257,30 @@ class Batcher(Generic[Input, Output]):
         except Exception as error:
             failure = error if isinstance(error, CritiqError) else _runtime_failure(self.name, error)
             outputs = [failure] * len(batch)
-        return batch, outputs, started, perf_counter()
+        return run, outputs, started, perf_counter()
 
-    def _finished(self, done: tuple[list[_Item[Input, Output]], Sequence[Output | CritiqError], float, float]) -> None:
+    def _write_off(self, run: _Run[Input, Output]) -> None:
+        """Lets go of a batch that does not come back, and of its thread, which cannot be stopped."""
+        run.lost = True
+        for item in run.batch:
+            if not item.future.done():
+                message = f"stage {self.name!r} gave nothing within {self.max_compute:g} s; try again"
+                item.future.set_exception(Unavailable(message, retry_after=1.0))
         self._busy -= 1
-        batch, outputs, started, ended = done
+        self.on_lost(True)
+        if run.started is not None:
+            self._pool.write_off(run.started)
+        self._after_run()
+
+    def _finished(self, done: tuple[_Run[Input, Output], Sequence[Output | CritiqError], float, float]) -> None:
+        run, outputs, started, ended = done
+        if run.lost:
+            self.on_lost(False)
+            return
+        if run.watchdog is not None:
+            run.watchdog.cancel()
+        self._busy -= 1
+        batch = run.batch
         for item, output in zip(batch, outputs, strict=True):
             if item.future.done():
                 continue
@@ -237,11 +290,14 @@ class Batcher(Generic[Input, Output]):
                 item.future.set_result(output)
         rate = len(batch) * self.workers / max(ended - started, 1e-6)
         self._rate = rate if self._rate == 0 else 0.8 * self._rate + 0.2 * rate
+        self._after_run()
+        self.on_batch(BatchReport(len(batch), [started - item.queued_at for item in batch], ended - started))
+
+    def _after_run(self) -> None:
         if self._queue:
             self._stand_in_line()  # Others may have waited longer.
         if self._idle is not None and not self._busy and not self._idle.done():
             self._idle.set_result(None)
-        self.on_batch(BatchReport(len(batch), [started - item.queued_at for item in batch], ended - started))
 
 
 def _unloaded() -> TooBusy:

@@ -23,6 +23,7 @@ from critiq_server.bundles.model import LoadedModel, LoadedStage
 from critiq_server.engine.batcher import Batcher
 from critiq_server.engine.demand import Demand
 from critiq_server.engine.flights import Flight, Flights
+from critiq_server.engine.health import ModelHealth
 from critiq_server.engine.lmm import Lane
 from critiq_server.engine.pictures import Picture
 from critiq_server.features.keys import Key, output_key, prompt_key
@@ -47,8 +48,16 @@ class ServedModel:
     model: LoadedModel
     batchers: Mapping[str, StageBatcher | Lane]
     lasting: frozenset[str] = frozenset()
+    health: ModelHealth | None = None
+
+    @property
+    def suspended(self) -> str:
+        """Why the model computes nothing at present; empty if it does."""
+        return self.health.reason if self.health is not None else ""
 
     async def close(self) -> None:
+        if self.health is not None:
+            self.health.close()
         await asyncio.gather(*(batcher.close() for batcher in self.batchers.values()))
         await asyncio.to_thread(self.model.close)
 
@@ -303,11 +312,3 @@ def batch_limit(stage: LoadedStage, setting: int) -> int:
     if stage.runtime.provider != CPU or not views:
         return stage.spec.max_batch
     return min(stage.spec.max_batch, max(1, CPU_PIXEL_BYTES // sum(view.size_bytes for view in views)))
-
-
-def compute_batch(stage: LoadedStage, items: list[Inputs]) -> Sequence[Features | CritiqError]:
-    """Runs one batch of one stage in a worker thread: stacks the inputs, splits the outputs."""
-    arrays = {name: np.stack([item[name] for item in items]) for name in items[0]}
-    outputs = stage.runtime.run(arrays)
-    # Copies: a view would keep the whole batch's array alive in the store.
-    return [{name: value[row].copy() for name, value in outputs.items()} for row in range(len(items))]

@@ -14,10 +14,14 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What one item of an output looks like: numpy's name of its dtype, and its shape, ``None`` where it varies."""
+    """What one item of an output looks like: numpy's name of its dtype, and its shape, ``None`` where it varies.
+
+    ``ranked``: false where the graph does not say how many axes there are; ``shape`` is empty then.
+    """
 
     dtype: str
     shape: tuple[int | None, ...]
+    ranked: bool = True
 
 
 class Runtime(Protocol):

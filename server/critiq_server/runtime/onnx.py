@@ -13,6 +13,7 @@ import onnxruntime
 from pydantic import BaseModel, ConfigDict, Field
 
 from critiq_server.runtime.base import Arrays, TensorSpec
+from critiq_server.runtime.fault_settings import FaultSettings
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class RuntimeSettings(BaseModel):
         ge=0,
         description="Batches of one stage computed at once. 0: on a CPU usable cores / `threads`, on a GPU 1.",
     )
+    faults: FaultSettings = Field(default_factory=FaultSettings, description="What is done about stages that fail.")
 
 
 class ProviderUnavailable(RuntimeError):
@@ -89,7 +91,8 @@ def _spec(kind: str, shape: Sequence[int | str | None]) -> TensorSpec:
     """``kind`` is onnxruntime's, for instance ``tensor(float)``."""
     element = kind.removeprefix("tensor(").removesuffix(")")
     dtype = {"float": "float32", "double": "float64"}.get(element, element)
-    return TensorSpec(dtype, tuple(length if isinstance(length, int) else None for length in shape[1:]))
+    lengths = tuple(length if isinstance(length, int) else None for length in shape[1:])
+    return TensorSpec(dtype, lengths, ranked=bool(shape))
 
 
 def usable_cores(control_group: Path = Path("/sys/fs/cgroup")) -> int:

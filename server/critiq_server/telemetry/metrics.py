@@ -120,6 +120,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.stage_faults = Counter(
+            "critiq_stage_faults_total",
+            "Failures of stages, by model, stage and kind: raised, wrong_shape, not_finite (one item's), stalled.",
+            ["model", "stage", "kind"],
+            registry=registry,
+        )
         self.dropped = Counter(
             "critiq_dropped_total",
             "Items dropped before compute: cancelled or past their deadline.",
@@ -213,7 +219,10 @@ class Metrics:
             registry=registry,
         )
         self.models = Gauge(
-            "critiq_model_ready", "1 while a version is served.", ["model", "version"], registry=registry
+            "critiq_model_ready",
+            "1 while a version is served, and not suspended because it fails.",
+            ["model", "version"],
+            registry=registry,
         )
         self.model_loads = Counter(
             "critiq_model_loads_total",

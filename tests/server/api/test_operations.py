@@ -18,6 +18,7 @@ from critiq import types, wire
 from critiq.v1 import models_pb2
 from critiq_server.api import schemas
 from critiq_server.app import App
+from critiq_server.assembly import Assembly
 from tests.server.api.conftest import Server
 from tests.support import requests
 from tests.support.bundles import write_bundle
@@ -102,14 +103,14 @@ async def test_a_server_that_loads_or_stops_is_alive_and_not_ready(
     write_bundle(tmp_path)
     app = App(make_settings(tmp_path))
     loading, go_on = asyncio.Event(), asyncio.Event()
-    load_models = app._load_models
+    load = Assembly.load
 
-    async def load_when_told() -> None:
+    async def load_when_told(assembly: Assembly) -> None:
         loading.set()
         await go_on.wait()
-        await load_models()
+        await load(assembly)
 
-    monkeypatch.setattr(app, "_load_models", load_when_told)
+    monkeypatch.setattr(Assembly, "load", load_when_told)
     starting = asyncio.create_task(app.start())
     await asyncio.wait_for(loading.wait(), 10)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as channel:

@@ -15,8 +15,9 @@ import pytest
 from critiq.errors import DeadlineExceeded, InvalidArgument
 from critiq_server.bundles.model import load_model
 from critiq_server.engine.batcher import Batcher
+from critiq_server.engine.computing import compute_batch
 from critiq_server.engine.demand import Call, Priority
-from critiq_server.engine.engine import Engine, Evaluation, Inputs, ServedModel, compute_batch
+from critiq_server.engine.engine import Engine, Evaluation, Inputs, ServedModel
 from critiq_server.engine.pictures import Darkroom
 from critiq_server.features.memory import MemoryStore
 from critiq_server.images.limits import ImageLimits
