@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import structlog
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from critiq_server.api.access import METRICS, SCORE, Guarded, Scopes
@@ -39,10 +40,12 @@ class App:
     """One server process. Use :meth:`start`, then :meth:`stop`; ports are in ``rest_port`` and so on once started,
     those of the compat listeners in ``compat_ports``, in the order of pickle, flow_factory, unirl, cosmos."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, routes: Sequence[BaseRoute] = ()) -> None:
+        """``routes``: further ones of the REST face, which go before its own."""
         self.settings = settings
         self.metrics = Metrics()
         watch_gpus(self.metrics.registry)
+        self._routes = routes
         self.rest_port = self.grpc_port = self.metrics_port = 0
         self.compat_ports: list[int] = []
         self._compat: list[tuple[HttpFace, socket.socket]] = []
@@ -76,7 +79,10 @@ class App:
         except JobStoreError as error:
             raise StartError(str(error)) from error
         self._grpc = GrpcFace(self.service, self._is_ready, self.moderation, self.jobs, self._guard)
-        self._rest = HttpFace(self._guarded(rest_app(self.service, self._is_ready, self.moderation, self.jobs)))
+        rest = rest_app(self.service, self._is_ready, self.moderation, self.jobs)
+        rest.router.routes[:0] = self._routes
+        self.http = self._guarded(rest)
+        self._rest = HttpFace(self.http)
         self._listen()
         self._serving = [
             asyncio.create_task(face.serve(sockets=[opened]))
@@ -129,6 +135,11 @@ class App:
             except Exception as error:
                 internal("watching for drift", error)  # in the log; the next look may fare better
 
+    @property
+    def ready(self) -> bool:
+        """Whether it serves its default model."""
+        return self._is_ready()
+
     def _is_ready(self) -> bool:
         return self._ready and self.service.registry.ready
 
@@ -146,6 +157,11 @@ class App:
 
     def _listen(self) -> None:
         server = self.settings.server
+        if server.grpc_socket is not None:
+            try:
+                self._grpc.bind_socket(server.grpc_socket)
+            except OSError as error:
+                raise StartError(f"server.grpc_socket: {error}; its directory must exist and let us write") from error
         host = server.host
         try:
             port, flag = server.rest_port, "--rest-port"

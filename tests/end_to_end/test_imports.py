@@ -12,7 +12,7 @@ import pytest
 import critiq_server
 from tests.support.bundles import write_bundle
 
-HEAVY = ("torch", "transformers", "onnx", "onnxscript", "scipy", "matplotlib", "pandas")
+HEAVY = ("torch", "transformers", "onnx", "onnxscript", "scipy", "matplotlib", "pandas", "ray")
 
 SERVING = """
 import asyncio, sys
@@ -64,7 +64,7 @@ def test_serving_an_onnx_bundle_needs_neither_torch_nor_transformers(tmp_path: P
 
 # From the top down; a module may import those of later layers, and of its own.
 LAYERS = [
-    ["cli", "policy_cli", "security.keys_cli"],
+    ["cli", "policy_cli", "security.keys_cli", "ray_serve"],
     ["app"],
     ["api"],
     ["jobs.operations", "jobs.runner", "jobs.callbacks", "jobs.outbox", "jobs.store", "jobs.records", "jobs.thread"],

@@ -56,7 +56,7 @@ def http_scopes(method: str, path: str, *, open_documents: bool = True) -> Scope
         return LISTING if reading else MODELS
     if path.startswith("/v2/repository/"):
         return LISTING if path == "/v2/repository/index" else MODELS
-    if path in ("/v1/drift", "/v1/live"):
+    if path in ("/v1/drift", "/v1/live") or path.startswith("/v1/replicas"):
         return METRICS
     if path.startswith("/v1/drift/"):
         return MODELS

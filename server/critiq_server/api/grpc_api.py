@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -19,6 +20,7 @@ from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import jobs as jobs_face
 from critiq_server.api import moderation, translate
 from critiq_server.api.access import GuardedCalls
+from critiq_server.api.grpc_errors import abort
 from critiq_server.api.oip import rpc as inference
 from critiq_server.jobs.operations import Jobs
 from critiq_server.moderation import Moderation
@@ -26,11 +28,7 @@ from critiq_server.queries import Item
 from critiq_server.scoring.drift_labels import HEADER
 from critiq_server.security.guard import Guard
 from critiq_server.service import Service
-from critiq_server.telemetry.counters import ERRORS
 from critiq_server.telemetry.faults import internal
-
-ERROR_KEY = "critiq-error-bin"
-RETRY_KEY = "grpc-retry-pushback-ms"
 
 _ENDLESS = 2**31 - 1
 
@@ -58,7 +56,7 @@ class GrpcFace:
         self._request_bytes = limit
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self.server = grpc.aio.server(
-            interceptors=[GuardedCalls(guard, _abort)] if guard is not None else [],
+            interceptors=[GuardedCalls(guard, abort)] if guard is not None else [],
             options=[
                 # The handlers refuse what is over the limit with a clear message; gRPC itself stops at twice as much.
                 ("grpc.max_receive_message_length", 2 * limit),
@@ -79,6 +77,13 @@ class GrpcFace:
             return self.server.add_insecure_port(f"{address}:{port}")
         except RuntimeError as error:
             raise OSError(f"cannot listen on {host}:{port}") from error
+
+    def bind_socket(self, path: Path) -> None:
+        """Listens on a Unix socket too. Raises ``OSError`` if that cannot be."""
+        try:
+            self.server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on the socket {path}") from error
 
     async def set_health(self, service: str, serving: bool) -> None:
         """Sets what health checks of ``service`` answer."""
@@ -130,10 +135,9 @@ class GrpcFace:
                 self._check_size(data)
                 return await method(translate.parse(kind, data), _remaining(context))
             except CritiqError as error:
-                await _abort(context, error)
+                await abort(context, error)
             except Exception as error:
-                await _abort(context, internal(kind.DESCRIPTOR.name, error))
-            raise AssertionError("abort raises")
+                await abort(context, internal(kind.DESCRIPTOR.name, error))
 
         return grpc.unary_unary_rpc_method_handler(handle, response_serializer=_serialize)
 
@@ -151,9 +155,9 @@ class GrpcFace:
             async for result in self._service.score_stream(self._read_items(requests), _remaining(context)):
                 yield wire.item_to_proto(result)
         except CritiqError as error:
-            await _abort(context, error)
+            await abort(context, error)
         except Exception as error:
-            await _abort(context, internal("ScoreStream", error))
+            await abort(context, internal("ScoreStream", error))
 
     async def _read_items(self, requests: AsyncIterator[bytes]) -> AsyncIterator[Item]:
         async for data in requests:
@@ -234,12 +238,3 @@ def _remaining(context: Context) -> float | None:
     """Seconds until the call's deadline; ``None`` if the caller set none."""
     remaining: float | None = context.time_remaining()
     return None if remaining is None else max(0.0, remaining)
-
-
-async def _abort(context: Context, error: CritiqError) -> None:
-    """Ends the call with the error's status; always raises."""
-    ERRORS.labels("grpc", error.code).inc()
-    metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, wire.error_to_proto(error).SerializeToString())]
-    if error.retry_after is not None:
-        metadata.append((RETRY_KEY, str(wire.milliseconds(error.retry_after))))
-    await context.abort(error.grpc_status, str(error), tuple(metadata))

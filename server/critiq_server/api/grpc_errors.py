@@ -1,0 +1,24 @@
+"""How a call over gRPC ends in one of our errors."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import grpc.aio
+
+from critiq import wire
+from critiq.errors import CritiqError
+from critiq_server.telemetry.counters import ERRORS
+
+ERROR_KEY = "critiq-error-bin"
+RETRY_KEY = "grpc-retry-pushback-ms"
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: CritiqError) -> NoReturn:
+    """Ends the call with the error's status; always raises."""
+    ERRORS.labels("grpc", error.code).inc()
+    metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, wire.error_to_proto(error).SerializeToString())]
+    if error.retry_after is not None:
+        metadata.append((RETRY_KEY, str(wire.milliseconds(error.retry_after))))
+    await context.abort(error.grpc_status, str(error), tuple(metadata))
+    raise AssertionError("abort raises")
