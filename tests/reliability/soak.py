@@ -1,0 +1,203 @@
+"""A server under mixed load for a while: does its memory grow? ``python -m tests.reliability.soak --minutes 20``.
+
+Prints the slope of its memory over time with a confidence interval, its open files and its threads. Ends with status 1
+if an answer was wrong or other than was due, or if memory, files or threads grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+import critiq
+from tests.reliability.load import Callers, callers
+from tests.support import requests
+from tests.support.bundles import write_bundle
+from tests.support.faces import PROTOBUF
+from tests.support.servers import server_process
+
+PICTURES = 3_000
+"""Different pictures, asked for again and again: all have been seen by the end of the warm-up."""
+ALLOWED_MB_PER_HOUR = 10.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``at``: hours since the start; ``memory``: resident MB of the server."""
+
+    at: float
+    memory: float
+    files: int
+    threads: int
+
+
+async def soak(root: Path, seconds: float, warm_up: float) -> tuple[list[Sample], Counter[str], int, str]:
+    """What was measured after the warm-up, what was answered, the server's exit status, and its log."""
+    write_bundle(root / "bundles")
+    features = {"also": ["tiny/image_encoder"], "disk": {"path": str(root / "features"), "limit_mb": 8}}
+    # Stores and queues that are full by the end of the warm-up: what grows afterwards is none of them.
+    chosen = {
+        "engine.store_mb": 2,
+        "features": json.dumps(features),
+        "jobs.path": root / "jobs.db",
+        "jobs.max_kept": 50,
+    }
+    arguments = ["--models", str(root / "bundles"), "--load", "tiny", "--default", "tiny"]
+    arguments += [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
+    done: Counter[str] = Counter()
+    samples: list[Sample] = []
+    with server_process(arguments, root / "log") as server:
+        process = psutil.Process(server.process.pid)
+        async with (
+            callers(server, lambda level: level / 255) as asked,
+            critiq.AsyncClient(server.rest) as client,
+            AsyncExitStack() as stack,
+        ):
+            for number, work in enumerate((_single, _single, _batch, _rank, _bad, _unreadable, _gone_over_grpc)):
+                await stack.enter_async_context(_again_and_again(work, asked, done, 3000 * number))
+            await stack.enter_async_context(_again_and_again(lambda asked, at: _job(client, at), asked, done, 0))
+            started = time.monotonic()
+            while (passed := time.monotonic() - started) < seconds:
+                await asyncio.sleep(1.0)
+                if passed >= warm_up:
+                    memory = process.memory_info().rss / 1e6
+                    samples.append(Sample(passed / 3600, memory, process.num_fds(), process.num_threads()))
+        status = await asyncio.to_thread(server.terminate)
+    return samples, done, status, (root / "log").read_text()
+
+
+@asynccontextmanager
+async def _again_and_again(
+    work: Callable[[Callers, int], Awaitable[str]], asked: Callers, done: Counter[str], first: int
+) -> AsyncIterator[None]:
+    ended = False
+
+    async def repeat() -> None:
+        for number in itertools.count(first):
+            if ended:
+                return
+            done[await work(asked, number % PICTURES)] += 1
+            await asyncio.sleep(0.01)  # two cores: a load that leaves the machine usable
+
+    task = asyncio.ensure_future(repeat())
+    try:
+        yield
+    finally:
+        ended = True
+        await asyncio.wait_for(task, 60)
+
+
+async def _single(asked: Callers, number: int) -> str:
+    return f"single {(await asked.over_both(number)).code}"
+
+
+async def _batch(asked: Callers, number: int) -> str:
+    pictures = [requests.score(requests.flat((number + step) % 200, (40, 30)), "a cat") for step in range(6)]
+    body = requests.batch([*pictures, requests.score(b"no picture")]).SerializeToString()
+    answer = await asked.http.post("/v1/score/batch", content=body, headers={"content-type": PROTOBUF})
+    return f"batch {answer.status_code}"
+
+
+async def _rank(asked: Callers, number: int) -> str:
+    pictures = [requests.flat((number + 7 * step) % 200, (50, 30)) for step in range(4)]
+    body = requests.rank(pictures, "a cat", dimensions=["wordiness"]).SerializeToString()
+    answer = await asked.http.post("/v1/rank", content=body, headers={"content-type": PROTOBUF})
+    return f"rank {answer.status_code}"
+
+
+async def _bad(asked: Callers, number: int) -> str:
+    broken = requests.flat(number % 200)[: 30 + number % 40]
+    return f"bad picture {(await asked.http.post('/v1/score', content=broken)).status_code}"
+
+
+async def _unreadable(asked: Callers, number: int) -> str:
+    answer = await asked.http.post(f"/v1/models/none-{number}/load" if number % 2 else "/v1/score", content=b"{")
+    return f"bad request {answer.status_code}"
+
+
+async def _gone_over_grpc(asked: Callers, number: int) -> str:
+    """Leaves before the answer comes: by cancelling, or because too little time was allowed."""
+    body = requests.score(requests.flat(number % 200, (200, 150)), "a cat").SerializeToString()
+    call = asked.channel.unary_unary("/critiq.v1.Scoring/Score")(body, timeout=0.0005 if number % 2 else 30)
+    await asyncio.sleep(0.001)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    return "gone"
+
+
+async def _job(client: critiq.AsyncClient, number: int) -> str:
+    job = await client.submit_job([critiq.Item(requests.flat((number + step) % 200), "a cat") for step in range(5)])
+    job = await client.wait_job(job.id, timeout=60)
+    return f"job {job.state}, {job.failed} failed"
+
+
+DUE = {
+    "single OK",
+    "batch 200",
+    "rank 200",
+    "bad picture 400",
+    "bad request 400",
+    "bad request 403",
+    "gone",
+    "job done, 0 failed",
+}
+
+
+def slope(samples: list[Sample]) -> tuple[float, float]:
+    """MB an hour by least squares, and half the width of its 95 % confidence interval.
+
+    Samples a second apart are not independent: they are averaged over a twentieth of the time before.
+    """
+    parts = np.array_split(np.array([(sample.at, sample.memory) for sample in samples]), min(20, len(samples)))
+    at, memory = np.array([part.mean(axis=0) for part in parts]).T
+    (gradient, _), covariance = np.polyfit(at, memory, 1, cov=True)
+    students_t = 2.101  # 18 degrees of freedom
+    return float(gradient), float(students_t * np.sqrt(covariance[0, 0]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--warm-up", type=float, default=None, help="minutes; default: a quarter of the whole")
+    chosen = parser.parse_args()
+    warm_up = chosen.minutes / 4 if chosen.warm_up is None else chosen.warm_up
+    with tempfile.TemporaryDirectory() as root:
+        samples, done, status, log = asyncio.run(soak(Path(root), 60 * chosen.minutes, 60 * warm_up))
+    gradient, half = slope(samples)
+    files, threads = ([getattr(sample, name) for sample in samples] for name in ("files", "threads"))
+    print(
+        f"{sum(done.values())} calls in {chosen.minutes:g} minutes: " + ", ".join(f"{v} {k}" for k, v in done.items())
+    )
+    print(
+        f"memory {samples[0].memory:.1f} MB after {warm_up:g} minutes, {samples[-1].memory:.1f} MB at the end: "
+        f"{gradient:+.1f} ± {half:.1f} MB/hour (95 %); open files {min(files)} to {max(files)}, "
+        f"threads {min(threads)} to {max(threads)}; exit status {status}"
+    )
+    wrong = {kind: count for kind, count in done.items() if kind not in DUE}
+    problems = [f"answers that were not due: {wrong}"] * bool(wrong)
+    problems += ["memory grows"] * bool(gradient - half > ALLOWED_MB_PER_HOUR)
+    quarter = len(samples) // 4
+    for name, counts in (("files", files), ("threads", threads)):
+        first, last = (np.median(part) for part in (counts[:quarter], counts[-quarter:]))
+        problems += [f"{name} grow: {first:g}, then {last:g}"] * bool(last > first + 2)
+    problems += ["the log has tracebacks"] * ("Traceback" in log)
+    problems += [f"the server ended with {status}"] * (status != 0)
+    print("; ".join(problems) or "nothing grows")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
