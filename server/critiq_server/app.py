@@ -27,6 +27,7 @@ from critiq_server.moderation import Moderation, load_policies
 from critiq_server.scoring.policy_files import PolicyError
 from critiq_server.security.guard import Guard
 from critiq_server.security.keys import KeysError
+from critiq_server.security.tls import Certificates, TlsError
 from critiq_server.settings import LOOPBACK, Settings
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.gpu import watch_gpus
@@ -56,14 +57,15 @@ class App:
         """Loads the models and listens.
 
         Raises:
-            StartError: a port is taken, a store on disk cannot be opened, the file of keys or a moderation policy
-                cannot be used, or no model could be loaded.
+            StartError: a port is taken, a store on disk cannot be opened, the certificate, the file of keys or a
+                moderation policy cannot be used, or no model could be loaded.
         """
         try:
             security = self.settings.security
+            self._certificates = self._read_certificates()
             self._guard = Guard(security, security.keys_file) if security.keys_file is not None else None
             self._policies = load_policies(self.settings.moderation)
-        except (KeysError, PolicyError) as error:
+        except (TlsError, KeysError, PolicyError) as error:
             raise StartError(str(error)) from error
         self._assembly = Assembly(
             self.settings,
@@ -82,7 +84,7 @@ class App:
         rest = rest_app(self.service, self._is_ready, self.moderation, self.jobs)
         rest.router.routes[:0] = self._routes
         self.http = self._guarded(rest)
-        self._rest = HttpFace(self.http)
+        self._rest = self._face(self.http, "rest")
         self._listen()
         self._serving = [
             asyncio.create_task(face.serve(sockets=[opened]))
@@ -92,8 +94,9 @@ class App:
             asyncio.create_task(self._watch_drift()),
             asyncio.create_task(watch_lag(self.metrics.loop_lag.observe)),
         ]
-        if self._guard is not None:
-            self._watching.append(asyncio.create_task(self._guard.watch()))
+        self._watching += [
+            asyncio.create_task(watched.watch()) for watched in (self._guard, self._certificates) if watched is not None
+        ]
         await self._announce(False)  # "" would be healthy from the start
         await self._grpc.set_health("live", True)
         await self._grpc.server.start()
@@ -168,16 +171,16 @@ class App:
             self._rest_socket = open_socket(host, port)
             self.rest_port = self._rest_socket.getsockname()[1]
             port, flag = server.grpc_port, "--grpc-port"
-            self.grpc_port = self._grpc.bind(host, port)
+            self.grpc_port = self._grpc.bind(host, port, self._certificates)
             port, flag = server.metrics_port, "--metrics-port"
             self._metrics_socket = open_socket(host, port)
-            self._metrics = HttpFace(self._guarded(metrics_app(self.metrics.registry), METRICS))
+            self._metrics = self._face(self._guarded(metrics_app(self.metrics.registry), METRICS), "metrics")
             self.metrics_port = self._metrics_socket.getsockname()[1]
             host = self.settings.compat.host
             for listener in listeners(self.service):
                 port, flag = listener.port, f"port in {listener.setting}"
                 opened = open_socket(host, port)
-                self._compat.append((HttpFace(self._guarded(listener.app, SCORE)), opened))
+                self._compat.append((self._face(self._guarded(listener.app, SCORE), "compat"), opened))
                 self.compat_ports.append(opened.getsockname()[1])
             compat = [face for face, _ in self._compat]
             for name, faces in (("rest", [self._rest]), ("metrics", [self._metrics]), ("compat", compat)):
@@ -186,13 +189,27 @@ class App:
             raise StartError(
                 f"cannot listen on {host}:{port} ({error}); stop what uses it, or choose another {flag}"
             ) from error
-        for address in {server.host, *([host] if self._compat else [])}:
-            if address in LOOPBACK:
-                continue
-            if self._guard is None:
-                logger.warning("listening beyond this machine without authentication", host=address)
-            else:
-                logger.warning("listening beyond this machine without TLS: keys can be read on their way", host=address)
+        for address in {server.host, *([host] if self._compat else [])} - set(LOOPBACK):
+            self._warn_of_what_is_missing(address)
+
+    def _warn_of_what_is_missing(self, address: str) -> None:
+        """At an address that others can reach."""
+        if self._guard is None and not self.settings.security.tls.require_client_certificate:
+            logger.warning("listening beyond this machine without authentication", host=address)
+        elif self._certificates is None:
+            logger.warning("listening beyond this machine without TLS: keys can be read on their way", host=address)
+
+    def _read_certificates(self) -> Certificates | None:
+        settings = self.settings.security.tls
+        if settings.certificate is None:
+            return None
+        return Certificates(settings, lambda pair: self.metrics.certificate_end.labels("server").set(pair.ends))
+
+    def _face(self, app: ASGIApp, port: str) -> HttpFace:
+        dropped = self.metrics.connections_dropped
+        return HttpFace(
+            app, self.settings.limits, self._certificates, lambda reason: dropped.labels(port, reason).inc()
+        )
 
     def _guarded(self, app: ASGIApp, scopes: Scopes | None = None) -> ASGIApp:
         return app if self._guard is None else Guarded(app, self._guard, scopes)
@@ -215,14 +232,15 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stopping.set)
     await app.start()
     host = settings.server.host
+    http, grpc = ("http", "") if settings.security.tls.certificate is None else ("https", "grpcs://")
     logger.info(
         "serving",
-        rest=f"http://{host}:{app.rest_port}",
-        grpc=f"{host}:{app.grpc_port}",
-        metrics=f"http://{host}:{app.metrics_port}/metrics",
-        docs=f"http://{host}:{app.rest_port}/docs",
+        rest=f"{http}://{host}:{app.rest_port}",
+        grpc=f"{grpc}{host}:{app.grpc_port}",
+        metrics=f"{http}://{host}:{app.metrics_port}/metrics",
+        docs=f"{http}://{host}:{app.rest_port}/docs",
         **(
-            {"compat": [f"http://{settings.compat.host}:{port}" for port in app.compat_ports]}
+            {"compat": [f"{http}://{settings.compat.host}:{port}" for port in app.compat_ports]}
             if app.compat_ports
             else {}
         ),

@@ -1,58 +1,97 @@
-"""How the process listens for HTTP: sockets, and uvicorn beside gRPC in one loop."""
+"""How the process listens for HTTP: sockets, TLS, and uvicorn beside gRPC in one loop."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from critiq_server.connections import Connection, Doors
+from critiq_server.security.settings import ConnectionLimits
+from critiq_server.security.tls import Certificates
 
-class _Http(HttpToolsProtocol):
-    """uvicorn's, which would collect any number of headers and trailers: no limit on bodies counts them."""
-
-    _MOST = 2**16
-    _outside = 0
-    """Bytes since a request began, or since the last of its body."""
-
-    def data_received(self, data: bytes) -> None:
-        if self._outside > self._MOST:
-            self.send_400_response("The headers are too long.")
-            return
-        self._outside += len(data)
-        super().data_received(data)
-
-    def on_message_begin(self) -> None:
-        self._outside = 0
-        super().on_message_begin()
-
-    def on_body(self, body: bytes) -> None:
-        self._outside = 0
-        super().on_body(body)
+_LOOK_EVERY = 5
+"""uvicorn's ticks, of a tenth of a second, between looks at what clients owe."""
 
 
 class HttpFace(uvicorn.Server):
-    """One ASGI application on its port: uvicorn beside gRPC in one loop. The process handles the signals, not it."""
+    """One ASGI application on its port: uvicorn beside gRPC in one loop. The process handles the signals, not it.
 
-    def __init__(self, app: Any) -> None:
+    Args:
+        certificates: TLS with the pair that is in use when a connection begins; ``None``: no TLS.
+        on_drop: is told why a connection was refused or cut.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        limits: ConnectionLimits,
+        certificates: Certificates | None = None,
+        on_drop: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self.doors = Doors(limits, on_drop)
+        self._limits = limits
+        self._tls = None if certificates is None else _Tls(certificates, self.doors)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=_Http,
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=2,
+                timeout_keep_alive=limits.keep_alive_seconds,  # type: ignore[arg-type]  # it is only added to a time
             )
         )
+
+    async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        """uvicorn's for given sockets, with a time limit on handshakes, which it has no setting for."""
+        loop = asyncio.get_running_loop()
+
+        def connect() -> asyncio.Protocol:
+            return Connection(self.config, self.server_state, {}, loop, doors=self.doors)
+
+        limit = None if self._tls is None else self._limits.header_seconds
+        self.servers = [
+            await loop.create_server(
+                connect, sock=opened, ssl=self._tls, ssl_handshake_timeout=limit, backlog=self.config.backlog
+            )
+            for opened in sockets or ()
+        ]
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _LOOK_EVERY == 0:
+            self.doors.look()
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _Tls(ssl.SSLContext):
+    """Begins each connection with the certificate that is in use then, so that none is cut when it is exchanged."""
+
+    _certificates: Certificates
+    _doors: Doors
+
+    def __new__(cls, certificates: Certificates, doors: Doors) -> _Tls:
+        made = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+        made._certificates, made._doors = certificates, doors
+        return made
+
+    def __init__(self, certificates: Certificates, doors: Doors) -> None:
+        super().__init__()
+
+    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        return self._doors.knock(lambda: self._certificates.pair.context.wrap_bio(*arguments, **named))
 
 
 def open_socket(host: str, port: int) -> socket.socket:

@@ -20,7 +20,7 @@ from critiq_server.runtime.lmm.settings import LmmSettings
 from critiq_server.runtime.onnx import RuntimeSettings
 from critiq_server.scoring.drift_settings import DriftSettings
 from critiq_server.scoring.moderation_settings import ModerationSettings
-from critiq_server.security.settings import SecuritySettings
+from critiq_server.security.settings import ConnectionLimits, SecuritySettings
 
 
 class _Section(BaseModel):
@@ -56,7 +56,7 @@ class ModelSettings(_Section):
     allow_changes: bool = Field(False, description="Whether callers may load and unload models.")
 
 
-class LimitSettings(_Section):
+class LimitSettings(ConnectionLimits):
     """What bounds the work. Beyond each, the caller gets a definite answer."""
 
     in_flight: int = Field(
@@ -71,6 +71,22 @@ class LimitSettings(_Section):
     prompt_bytes: int = Field(8192, gt=0, description="UTF-8 bytes of a prompt.")
     timeout_seconds: float = Field(30.0, gt=0, description="Deadline of calls that set none.")
     max_timeout_seconds: float = Field(300.0, gt=0, description="Longest deadline that a caller may set.")
+    grpc_metadata_bytes: int = Field(16 * 2**10, gt=0, description="Bytes of a gRPC call's metadata.")
+    grpc_streams: int = Field(1024, gt=0, description="Calls under way on one gRPC connection; further ones wait.")
+    grpc_idle_seconds: float = Field(
+        300.0, gt=0, description="How long a gRPC connection may have no call; clients connect again by themselves."
+    )
+    grpc_age_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="How long a gRPC connection may last before its client is asked to connect again, which spreads "
+        "clients over servers; calls under way end in peace. 0: no limit.",
+    )
+    grpc_keepalive_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Silence after which a gRPC client is asked whether it is there; after 20 more it is not.",
+    )
     image: ImageLimits = Field(default_factory=ImageLimits, description="Limits of one picture.")
 
     @model_validator(mode="after")

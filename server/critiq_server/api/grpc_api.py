@@ -27,10 +27,13 @@ from critiq_server.moderation import Moderation
 from critiq_server.queries import Item
 from critiq_server.scoring.drift_labels import HEADER
 from critiq_server.security.guard import Guard
+from critiq_server.security.tls import Certificates, Pair
 from critiq_server.service import Service
+from critiq_server.settings import LimitSettings
 from critiq_server.telemetry.faults import internal
 
 _ENDLESS = 2**31 - 1
+_PING_SECONDS = 20
 
 Context = grpc.aio.ServicerContext[Any, Any]
 M = TypeVar("M", bound=Message)
@@ -62,6 +65,7 @@ class GrpcFace:
                 ("grpc.max_receive_message_length", 2 * limit),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                *_connection_options(service.settings.limits),
                 # From 1,000 calls that wait to be picked up gRPC resets some at random, with no reason that a caller
                 # could act on. Ours is the gate that refuses, with a hint.
                 ("grpc.server.max_pending_requests", _ENDLESS),
@@ -70,11 +74,13 @@ class GrpcFace:
         )
         self._add_services()
 
-    def bind(self, host: str, port: int) -> int:
-        """Listens; returns the port. Raises ``OSError`` if it is taken."""
-        address = f"[{host}]" if ":" in host else host
+    def bind(self, host: str, port: int, certificates: Certificates | None = None) -> int:
+        """Listens, over TLS if there are certificates; returns the port. Raises ``OSError`` if it is taken."""
+        address = f"{f'[{host}]' if ':' in host else host}:{port}"
         try:
-            return self.server.add_insecure_port(f"{address}:{port}")
+            if certificates is None:
+                return self.server.add_insecure_port(address)
+            return self.server.add_secure_port(address, _credentials(certificates))
         except RuntimeError as error:
             raise OSError(f"cannot listen on {host}:{port}") from error
 
@@ -228,6 +234,46 @@ class _Pools:
             return getattr(self._pools[-1], name)(*arguments)
 
         return find
+
+
+def _connection_options(limits: LimitSettings) -> list[tuple[str, int]]:
+    """Of clients that are slow, gone, or too busy with pings."""
+    seconds = {
+        "grpc.server_handshake_timeout_ms": limits.header_seconds,
+        "grpc.max_connection_idle_ms": limits.grpc_idle_seconds,
+        "grpc.max_connection_age_ms": limits.grpc_age_seconds or _ENDLESS / 1000,
+        "grpc.keepalive_time_ms": limits.grpc_keepalive_seconds,
+        "grpc.keepalive_timeout_ms": _PING_SECONDS,
+        # A client that pings more often than this is told so and let go ("too_many_pings").
+        "grpc.http2.min_ping_interval_without_data_ms": _PING_SECONDS / 2,
+    }
+    return [
+        *((name, min(int(value * 1000), _ENDLESS)) for name, value in seconds.items()),
+        ("grpc.max_concurrent_streams", limits.grpc_streams),
+        # At the first gRPC refuses some calls at random, at the second all; one limit is easier to explain.
+        ("grpc.max_metadata_size", limits.grpc_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.grpc_metadata_bytes),
+    ]
+
+
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """gRPC asks for the certificate before each handshake."""
+    given = certificates.pair
+
+    def configuration(pair: Pair) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(pair.key, pair.chain)], pair.client_ca)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal given
+        pair = certificates.pair
+        if pair is given:
+            return None  # no change
+        given = pair
+        return configuration(pair)
+
+    required = certificates.settings.require_client_certificate
+    callback: Any = fetch  # its stubs do not know that None is an answer
+    return grpc.dynamic_ssl_server_credentials(configuration(given), callback, required)
 
 
 def _serialize(message: Message) -> bytes:

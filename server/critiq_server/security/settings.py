@@ -1,16 +1,86 @@
-"""Who may call the server."""
+"""Who may call the server, and how what they send is kept from others' eyes."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
-class SecuritySettings(BaseModel):
-    """Keys of callers (docs/security.md). Without a file of keys everybody who reaches the server may call it."""
-
+class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ConnectionLimits(_Section):
+    """What bounds connections and slow clients (docs/security.md)."""
+
+    connections: int = Field(
+        4096, gt=0, description="Connections open at once on each HTTP port; beyond it 503. Idle ones count."
+    )
+    connections_per_address: int = Field(
+        0, ge=0, description="The same for each address, beyond it 429. 0: no limit, as a proxy's is one address."
+    )
+    header_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="How long a TLS handshake or a request's headers may take over HTTP and gRPC's handshake.",
+    )
+    body_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="How long a body may take over HTTP, with a second more for each bytes_per_second that have come; "
+        "the same for a client that takes its answer.",
+    )
+    bytes_per_second: int = Field(10_000, gt=0, description="See body_seconds.")
+    keep_alive_seconds: float = Field(
+        60.0, gt=0, description="How long an HTTP connection may be idle between requests."
+    )
+
+
+class TlsSettings(_Section):
+    """TLS on every port: REST, gRPC, metrics and the compat listeners. Off without a certificate."""
+
+    certificate: Path | None = Field(
+        None, description="PEM file: the server's certificate, then those between it and its authority. Empty: no TLS."
+    )
+    key: Path | None = Field(None, description="PEM file of its private key, without a passphrase.")
+    client_ca: Path | None = Field(
+        None, description="PEM file of the authorities whose client certificates are taken. Empty: none is asked for."
+    )
+    require_client_certificate: bool = Field(
+        False,
+        description="Whether a caller without one is turned away in the handshake, on every port. If not, HTTP takes "
+        "one where it is offered, and gRPC, whose library cannot do so, asks for none.",
+    )
+    min_version: Literal["1.2", "1.3"] = Field(
+        "1.2", description="Oldest TLS that HTTP takes. gRPC takes 1.2 and 1.3 whatever is set here."
+    )
+    reload_seconds: float = Field(
+        10.0, gt=0, description="How often it is looked whether the files have changed; connections go on."
+    )
+
+    @field_validator("min_version", mode="before")
+    @classmethod
+    def _yaml_reads_a_number(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, float) else value
+
+    @model_validator(mode="after")
+    def _parts_belong_together(self) -> TlsSettings:
+        if (self.certificate is None) != (self.key is None):
+            given, lacking = ("certificate", "key") if self.key is None else ("key", "certificate")
+            raise ValueError(f"security.tls.{given} needs security.tls.{lacking} beside it")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError(
+                "security.tls.client_ca needs security.tls.certificate and key: without TLS nobody is asked"
+            )
+        if self.require_client_certificate and self.client_ca is None:
+            raise ValueError("security.tls.require_client_certificate needs security.tls.client_ca, which says whose")
+        return self
+
+
+class SecuritySettings(_Section):
+    """Keys of callers, and TLS (docs/security.md). Without a file of keys everybody who reaches the server may call."""
 
     keys_file: Path | None = Field(
         None, description="YAML file of the keys' hashes, written by `critiq keys new`. Empty: no keys are asked for."
@@ -21,3 +91,4 @@ class SecuritySettings(BaseModel):
     open_documents: bool = Field(
         True, description="Whether the page's files and the API's description are there for callers without a key."
     )
+    tls: TlsSettings = Field(default_factory=TlsSettings, description="Encryption, and certificates of callers.")

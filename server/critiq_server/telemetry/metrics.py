@@ -218,6 +218,19 @@ class Metrics:
             ["policy", "decision"],
             registry=registry,
         )
+        self.connections_dropped = Counter(
+            "critiq_connections_dropped_total",
+            "HTTP connections refused (full, address, handshakes) or cut because the client was slow (headers, body, "
+            "answer), by port and reason.",
+            ["port", "reason"],
+            registry=registry,
+        )
+        self.certificate_end = Gauge(
+            "critiq_certificate_expiry_timestamp_seconds",
+            "When the server's certificate expires, in seconds since 1970; nothing without TLS.",
+            ["certificate"],
+            registry=registry,
+        )
         self.models = Gauge(
             "critiq_model_ready",
             "1 while a version is served, and not suspended because it fails.",
