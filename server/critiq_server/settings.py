@@ -72,7 +72,6 @@ class LimitSettings(ConnectionLimits):
     timeout_seconds: float = Field(30.0, gt=0, description="Deadline of calls that set none.")
     max_timeout_seconds: float = Field(300.0, gt=0, description="Longest deadline that a caller may set.")
     grpc_metadata_bytes: int = Field(16 * 2**10, gt=0, description="Bytes of a gRPC call's metadata.")
-    grpc_streams: int = Field(1024, gt=0, description="Calls under way on one gRPC connection; further ones wait.")
     grpc_idle_seconds: float = Field(
         300.0, gt=0, description="How long a gRPC connection may have no call; clients connect again by themselves."
     )

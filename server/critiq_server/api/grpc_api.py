@@ -249,7 +249,6 @@ def _connection_options(limits: LimitSettings) -> list[tuple[str, int]]:
     }
     return [
         *((name, min(int(value * 1000), _ENDLESS)) for name, value in seconds.items()),
-        ("grpc.max_concurrent_streams", limits.grpc_streams),
         # At the first gRPC refuses some calls at random, at the second all; one limit is easier to explain.
         ("grpc.max_metadata_size", limits.grpc_metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.grpc_metadata_bytes),

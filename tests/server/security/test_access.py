@@ -36,6 +36,7 @@ from critiq_server.security.guard import Guard
 from critiq_server.security.keys import SCOPES, append, new_key
 from tests.server.jobs.test_jobs import POLICY
 from tests.support.bundles import write_bundle, write_simulated
+from tests.support.certificates import Authority
 from tests.support.requests import flat
 from tests.support.servers import make_settings, running
 from tests.support.waiting import until
@@ -468,19 +469,35 @@ async def test_a_server_without_its_file_does_not_start(tmp_path: Path) -> None:
         await app.start()
 
 
-@pytest.mark.parametrize("with_keys", [False, True])
-async def test_listening_further_warns_of_what_is_missing(tmp_path: Path, with_keys: bool) -> None:
+@pytest.mark.parametrize(
+    ("has", "warning"),
+    [
+        ((), "without authentication"),
+        (("keys",), "without TLS"),
+        (("tls",), "without authentication"),
+        (("keys", "tls"), None),
+        (("tls", "client certificates"), None),
+    ],
+)
+async def test_listening_further_warns_of_what_is_missing(
+    tmp_path: Path, has: tuple[str, ...], warning: str | None
+) -> None:
     write_bundle(tmp_path)
-    sections: dict[str, Any] = {"server": {"host": "0.0.0.0"}}
-    if with_keys:
+    security: dict[str, Any] = {}
+    if "keys" in has:
         append(tmp_path / "keys.yaml", new_key("a", ["score"])[1])
-        sections["security"] = {"keys_file": tmp_path / "keys.yaml"}
+        security["keys_file"] = tmp_path / "keys.yaml"
+    if "tls" in has:
+        files = Authority(tmp_path / "tls").server()
+        security["tls"] = {"certificate": files.certificate, "key": files.key}
+        if "client certificates" in has:
+            security["tls"] |= {"client_ca": files.ca, "require_client_certificate": True}
     with capture_logs() as logs:
-        async with running(make_settings(tmp_path, **sections)):
+        async with running(make_settings(tmp_path, server={"host": "0.0.0.0"}, security=security)):
             pass
     said = [entry["event"] for entry in logs if entry["event"].startswith("listening beyond")]
-    assert len(said) == 1
-    assert ("without TLS" if with_keys else "without authentication") in said[0]
+    assert len(said) == (warning is not None)
+    assert not said or str(warning) in said[0]
 
 
 async def test_calls_under_way_are_limited_and_make_room_when_they_end(tmp_path: Path) -> None:
