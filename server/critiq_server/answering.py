@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import TypeVar
@@ -16,8 +17,9 @@ from critiq_server.images.remote import RemotePictures
 from critiq_server.images.source import ImageSource, RemoteImage
 from critiq_server.images.views import resizes
 from critiq_server.prompts import normalise
-from critiq_server.queries import Query, dimensions_of, worth_fetching
+from critiq_server.queries import Pinned, Query, Target, dimensions_of, worth_fetching
 from critiq_server.registry import Registry
+from critiq_server.routing.keys import key_of
 from critiq_server.scoring.diversity import Embedding, checked
 from critiq_server.scoring.drift import DriftMonitor
 from critiq_server.scoring.judgement import Judgement
@@ -50,6 +52,23 @@ class Answering:
         # prometheus_client looks labels up under a lock; their values are few.
         self._scores = cache(metrics.scores.labels)
 
+    @contextmanager
+    def pinned(self, target: Target, pictures: Sequence[ImageSource | RemoteImage]) -> Iterator[Pinned]:
+        """The model that answers a request, chosen by the registry and kept alive inside the ``with`` block.
+
+        Args:
+            pictures: what tells the request from others, where an alias has several targets and the caller sent no key.
+
+        Raises:
+            NotFound, ModelNotLoaded, InvalidArgument: as of ``Registry.lease``.
+        """
+        if target.pinned is not None:
+            yield target.pinned
+            return
+        route = self._registry.route(target.model, target.version, lambda: key_of(map(_content, pictures)))
+        with self._registry.lease_of(route) as served:
+            yield Pinned(served, route.alias)
+
     async def score(self, query: Query, call: Call) -> types.ScoreResult:
         """The scores of one picture."""
         return (await self._evaluated(query, call))[0]
@@ -78,8 +97,8 @@ class Answering:
             self._darkroom.picture(query.image)
         prompt = normalise(query.prompt, self._settings.limits.prompt_bytes)
         query = replace(query, prompt=prompt, priority=Priority.BULK)
-        with self._registry.lease(query.target.model, query.target.version) as served:
-            worth_fetching(served, query)
+        with self.pinned(query.target, [query.image]) as pinned:
+            worth_fetching(pinned.served, query)
         return query
 
     async def prefetch(self, query: Query, call: Call) -> None:
@@ -103,7 +122,8 @@ class Answering:
         self, query: Query, image: ImageSource, call: Call, further: frozenset[str]
     ) -> tuple[types.ScoreResult, Evaluation]:
         prompt = normalise(query.prompt, self._settings.limits.prompt_bytes)
-        with self._registry.lease(query.target.model, query.target.version) as served:
+        with self.pinned(query.target, [image]) as pinned:
+            served = pinned.served
             judgements = dimensions_of(served, query.target, prompt)
             picture = self._darkroom.picture(image)
             outputs = frozenset(judgement.dimension.stage for judgement in judgements)
@@ -159,7 +179,8 @@ class Answering:
 
     async def _stage_outputs(self, stage: str, query: Query, image: ImageSource, call: Call) -> Features:
         prompt = normalise(query.prompt, self._settings.limits.prompt_bytes)
-        with self._registry.lease(query.target.model, query.target.version) as served:
+        with self.pinned(query.target, [image]) as pinned:
+            served = pinned.served
             sees = served.model.plan(frozenset([stage])).views
             picture = self._darkroom.picture(image) if sees else self._darkroom.blank()
             evaluation = await self._engine.evaluate(served, frozenset([stage]), picture, prompt, call)
@@ -168,10 +189,10 @@ class Answering:
             return evaluation.values[stage]
 
     async def _kept_outputs(self, query: Query, image: ImageSource, call: Call) -> None:
-        with self._registry.lease(query.target.model, query.target.version) as served:
+        with self.pinned(query.target, [image]) as pinned:
             picture = self._darkroom.picture(image)
-            wanted = worth_fetching(served, query)
-            evaluation = await self._engine.evaluate(served, wanted, picture, query.prompt, call)
+            wanted = worth_fetching(pinned.served, query)
+            evaluation = await self._engine.evaluate(pinned.served, wanted, picture, query.prompt, call)
         for error in evaluation.unanswered.values():
             raise error
 
@@ -181,3 +202,8 @@ class Answering:
                 self._scores(score.model, score.model_version, score.dimension).observe(score.calibrated)
             elif score.percentile is not None:
                 self._scores(score.model, score.model_version, score.dimension).observe(score.percentile / 100)
+
+
+def _content(image: ImageSource | RemoteImage) -> bytes:
+    """What tells a picture from others."""
+    return image.url.encode() if isinstance(image, RemoteImage) else image.data

@@ -70,7 +70,7 @@ class App:
         self._assembly = Assembly(
             self.settings,
             self.metrics,
-            lambda manifest: self._policies.unfit(manifest, self.settings.models.default),
+            tuple(self._policies),
             self._on_model_change,
         )
         self.service = self._assembly.service
@@ -93,6 +93,7 @@ class App:
         self._watching = [
             asyncio.create_task(self._watch_drift()),
             asyncio.create_task(watch_lag(self.metrics.loop_lag.observe)),
+            asyncio.create_task(self.service.routing.watch()),
         ]
         self._watching += [
             asyncio.create_task(watched.watch()) for watched in (self._guard, self._certificates) if watched is not None

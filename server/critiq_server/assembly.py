@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
+from critiq.errors import CritiqError
 from critiq_server.answering import Answering
-from critiq_server.bundles.manifest import Manifest
 from critiq_server.bundles.model import LoadedModel
 from critiq_server.bundles.repository import BUILTIN
 from critiq_server.engine.admission import Admission
@@ -24,10 +24,13 @@ from critiq_server.features.tiers import Report
 from critiq_server.images.remote import RemotePictures
 from critiq_server.queues import QueueCollector, with_queues
 from critiq_server.registry import Registry
+from critiq_server.routing.operations import Routing
+from critiq_server.routing.state import StateError, StateFile
 from critiq_server.runtime.lmm.pool import Lmms
 from critiq_server.runtime.onnx import usable_cores
 from critiq_server.scoring.drift import DriftMonitor
 from critiq_server.scoring.drift_metrics import DriftCollector
+from critiq_server.scoring.policies import Policy, unfit
 from critiq_server.service import Service
 from critiq_server.settings import Settings
 from critiq_server.telemetry.metrics import Metrics
@@ -44,7 +47,7 @@ class Assembly:
     Args:
         settings: all of them; what is of faces is not looked at.
         metrics: where the parts count.
-        unfit: why a bundle may not be served here although it is sound; empty: it may.
+        policies: moderation policies; a model that they are about must give what they compare.
         on_change: told (name, version, serving?) when a model's version starts or stops serving.
 
     Raises:
@@ -55,12 +58,12 @@ class Assembly:
         self,
         settings: Settings,
         metrics: Metrics,
-        unfit: Callable[[Manifest], str] = lambda manifest: "",
+        policies: Collection[Policy] = (),
         on_change: Callable[[str, str, bool], None] = lambda name, version, serving: None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._unfit = unfit
+        self._policies = policies
         self._told = on_change
         try:
             self.service = self._build_service()
@@ -68,23 +71,29 @@ class Assembly:
             raise StartError(str(error)) from error
 
     async def load(self) -> None:
-        """Loads the models that the settings name, or the newest version of each.
+        """Loads the models that the settings name, or the newest version of each, and what aliases point at.
 
         Raises:
-            StartError: the default model could not be loaded.
+            StartError: the default model could not be loaded, or an alias cannot be.
         """
-        registry = self.service.registry
+        registry, routing = self.service.registry, self.service.routing
+        try:
+            routing.begin(self._settings.models.aliases)
+        except (StateError, CritiqError) as error:
+            raise StartError(str(error)) from error
         wanted = self._settings.models.load or tuple(dict.fromkeys(model.name for model in registry.list()))
+        named = [tuple(entry.partition(":")[::2]) for entry in wanted]
         failures = []
-        for entry in wanted:
-            name, _, version = entry.partition(":")
+        for name, version in [*named, *routing.wanted()]:
+            if version and registry.serves(name, version):
+                continue
             try:
                 await registry.load(name, version)
             except Exception as error:
                 failures.append(str(error))
         if not registry.ready:
             raise StartError(
-                f"the default model {registry.default!r} is not served: {'; '.join(failures) or 'not found'}"
+                f"the default model {registry.default_name!r} is not served: {'; '.join(failures) or 'not found'}"
             )
 
     async def close(self) -> None:
@@ -133,7 +142,7 @@ class Assembly:
             self._serve_model,
             self._on_change,
             Lmms(settings.lmm),
-            self._unfit,
+            lambda manifest: unfit(self._policies, manifest, registry.called(manifest.name, manifest.version)),
             self._on_load,
         )
         metrics.registry.register(QueueCollector(registry.served, lambda: darkroom.waiting))
@@ -147,7 +156,10 @@ class Assembly:
         engine = Engine(store, on_lookup, self._below, on_output)
         remote = RemotePictures(settings.urls, settings.limits.image, self._on_download)
         answering = Answering(settings, registry, engine, darkroom, metrics, remote, self._drift)
-        return Service(settings, registry, answering, admission, metrics, self._drift)
+        models = settings.models
+        state = StateFile(models.state_file) if models.state_file is not None else None
+        routing = Routing(registry, state, allowed=models.allow_changes, policies=self._policies)
+        return Service(settings, registry, answering, admission, metrics, self._drift, routing)
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:
         self._drift.serve(model.manifest, model.vectors)

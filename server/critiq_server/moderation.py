@@ -9,9 +9,9 @@ from dataclasses import replace
 import structlog
 
 from critiq import types
-from critiq.errors import FeaturesMissing, Internal, InvalidArgument, NotFound
-from critiq_server.bundles.manifest import Manifest
+from critiq.errors import CritiqError, FeaturesMissing, Internal, InvalidArgument, NotFound
 from critiq_server.bundles.repository import version_order
+from critiq_server.engine.engine import ServedModel
 from critiq_server.prompts import normalise
 from critiq_server.queries import Query, Target
 from critiq_server.scoring.moderation_settings import ModerationSettings
@@ -96,14 +96,6 @@ class Policies:
             for policy in self
         ]
 
-    def unfit(self, manifest: Manifest, default_model: str) -> str:
-        """Why a model may not be served, as a policy that is about it compares what it does not have; else empty."""
-        for policy in self:
-            about = (policy.model or default_model) == manifest.name
-            if about and policy.model_version in ("", manifest.version) and (problem := lacking(policy, manifest)):
-                return f"{problem}; mend the policy, or pin its model_version to one that has it"
-        return ""
-
     def _known(self) -> str:
         return ", ".join(sorted(self._versions))
 
@@ -133,14 +125,15 @@ class Moderation:
         work, a model that is not loaded and a deadline that has passed are errors, as of ``Service.score``.
         """
         chosen = self.policies.get(policy, version)
-        query, failures = self._asked(chosen, query)
         seconds = self.service.settings.limits.timeout_seconds if timeout is None else timeout
         until = asyncio.get_running_loop().time() + seconds
-        try:
-            result: types.ScoreResult | None = await self._score(query, until)
-        except (FeaturesMissing, Internal) as error:
-            result, failed = await self._each(query, error, until)
-            failures |= failed
+        with self.service.pinned(Target(chosen.model, chosen.model_version), [query.image]) as (target, served):
+            query, failures = self._asked(chosen, replace(query, target=target), served)
+            try:
+                result: types.ScoreResult | None = await self._score(query, until)
+            except (FeaturesMissing, Internal) as error:
+                result, failed = await self._each(query, error, until)
+                failures |= failed
         verdict = decide(chosen, result, failures)
         self.service.metrics.decisions.labels(chosen.name, verdict.decision).inc()
         return verdict
@@ -151,17 +144,17 @@ class Moderation:
         for policy in self.policies:
             name = f"the policy {policy.name!r} version {policy.version!r}"
             try:
-                model = self.service.model(policy.model, policy.model_version)
-            except NotFound as error:
+                models = self.service.registry.meant(policy.model, policy.model_version)
+            except CritiqError as error:
                 raise PolicyError(f"{name}: {error.message}") from error
-            if model.state == "failed":
-                raise PolicyError(f"{name}: its model {model.name!r} is not served: {model.state_reason}")
-            if model.state == "ready":
-                with self.service.registry.lease(policy.model, policy.model_version) as served:
-                    if problem := lacking(policy, served.model.manifest):
+            for model in models:
+                if model.state == "failed":
+                    raise PolicyError(f"{name}: its model {model.name!r} is not served: {model.state_reason}")
+                if model.state == "ready":
+                    if problem := lacking(policy, self.service.registry.manifest(model.name, model.version)):
                         raise PolicyError(problem)
-            else:
-                logger.warning("a policy's model is not loaded", policy=policy.name, model=model.name)
+                else:
+                    logger.warning("a policy's model is not loaded", policy=policy.name, model=model.name)
 
     def _check_categories(self) -> None:
         judged = {dimension for policy in self.policies for dimension in policy.dimensions}
@@ -175,19 +168,18 @@ class Moderation:
     def needing_prompt(self, policy: Policy) -> Sequence[str]:
         """The dimensions of a policy that need the prompt. Raises ``NotFound`` or ``ModelNotLoaded``."""
         with self.service.registry.lease(policy.model, policy.model_version) as served:
-            judgements = served.model.judgements
-        return [name for name in policy.dimensions if name in judgements and judgements[name].dimension.needs_prompt]
+            return _needing_prompt(policy, served)
 
-    def _asked(self, policy: Policy, query: Query) -> tuple[Query, dict[str, str]]:
+    def _asked(self, policy: Policy, query: Query, served: ServedModel) -> tuple[Query, dict[str, str]]:
         """The query for the policy's dimensions, without those that cannot be asked for, and why they cannot.
 
         If none is left, every dimension that the prompt allows is asked for: the picture must be read in any case.
         """
         prompt = normalise(query.prompt, self.service.settings.limits.prompt_bytes)
         reason = "it needs the prompt that the picture was made from, and there is none"
-        failures = {} if prompt else dict.fromkeys(self.needing_prompt(policy), reason)
+        failures = {} if prompt else dict.fromkeys(_needing_prompt(policy, served), reason)
         dimensions = tuple(name for name in policy.dimensions if name not in failures)
-        return replace(query, target=Target(policy.model, policy.model_version, dimensions)), failures
+        return replace(query, target=replace(query.target, dimensions=dimensions)), failures
 
     async def _score(self, query: Query, until: float) -> types.ScoreResult:
         left = max(0.0, until - asyncio.get_running_loop().time())
@@ -209,6 +201,11 @@ class Moderation:
             except (FeaturesMissing, Internal) as reason:
                 failures[name] = reason.message
         return _together(found), failures
+
+
+def _needing_prompt(policy: Policy, served: ServedModel) -> Sequence[str]:
+    judgements = served.model.judgements
+    return [name for name in policy.dimensions if name in judgements and judgements[name].dimension.needs_prompt]
 
 
 def _together(results: Sequence[types.ScoreResult]) -> types.ScoreResult | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from critiq import types
 from critiq.errors import CritiqError, InvalidArgument, NotFound
@@ -17,12 +17,24 @@ from critiq_server.wording import quoted
 
 
 @dataclass(frozen=True, slots=True)
+class Pinned:
+    """The model that answers a request, and the alias that led to it; empty: none did."""
+
+    served: ServedModel
+    alias: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
-    """Which model answers, and what is asked of it; empty values mean the defaults of the contract."""
+    """Which model answers, and what is asked of it; empty values mean the defaults of the contract.
+
+    ``pinned``: the model is chosen already, for a request of several pictures, and kept alive by whoever chose it.
+    """
 
     model: str = ""
     version: str = ""
     dimensions: tuple[str, ...] = ()
+    pinned: Pinned | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,17 @@ class StageSignature:
     version: str
     reads: frozenset[str]
     outputs: Mapping[str, TensorSpec]
+
+
+def signature_of(served: ServedModel, stage: str) -> StageSignature:
+    """What a stage of a served model reads and gives. Raises ``NotFound``."""
+    manifest, stages = served.model.manifest, served.model.stages
+    if stage not in stages:
+        raise NotFound(
+            f"model {manifest.name!r} has no stage {quoted(stage)}; it has {', '.join(stages)}", field="stage"
+        )
+    reads, outputs = frozenset(manifest.roots(stage)), stages[stage].runtime.outputs
+    return StageSignature(manifest.name, manifest.version, reads, outputs)
 
 
 def worth_fetching(served: ServedModel, query: Query) -> frozenset[str]:

@@ -13,10 +13,13 @@ import structlog
 
 from critiq import types
 from critiq.errors import FailedPrecondition, InvalidArgument, ModelNotLoaded, NotFound
-from critiq_server.bundles.manifest import Manifest, Stage
-from critiq_server.bundles.model import BrokenBundle, LoadedModel, LoadedStage, load_model
+from critiq_server.bundles.manifest import Manifest
+from critiq_server.bundles.model import BrokenBundle, LoadedModel, load_model
 from critiq_server.bundles.repository import Bundle, find_bundles, version_order
+from critiq_server.descriptions import described
 from critiq_server.engine.engine import ServedModel
+from critiq_server.routing.keys import key_of
+from critiq_server.routing.table import DEFAULT, Aliases, Route
 from critiq_server.runtime.lmm.pool import Lmms
 from critiq_server.runtime.lmm.settings import LmmSettings
 from critiq_server.runtime.onnx import ProviderUnavailable, RuntimeSettings
@@ -55,6 +58,8 @@ class Registry:
         lmms: opens the LMMs that models ask; ``None``: only stored features are served.
         unfit: why a bundle may not be served here although it is sound; empty: it may.
         on_load: told (name, ``loaded``, ``refused`` or ``failed``, seconds taken) of every try to load.
+
+    ``aliases`` are names that stand for versions; where one is called ``default``, it takes the place of ``default``.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Registry:
         self.on_change = on_change
         self._unfit = unfit
         self._on_load = on_load
+        self.aliases = Aliases()
         self._lmms = lmms or Lmms(LmmSettings(on_miss="stored"))
         self._entries: dict[str, dict[str, _Entry]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -133,7 +139,7 @@ class Registry:
         self._on_load(manifest.name, "loaded", perf_counter() - started)
         logger.info("model ready", model=manifest.name, version=manifest.version)
         self.on_change(manifest.name, manifest.version, True)
-        return self.describe(name, manifest.version)
+        return self._described(name, manifest.version)
 
     async def unload(self, name: str, version: str = "") -> None:
         """Stops serving a version, or all of a model's; returns once the requests that use it are answered.
@@ -141,10 +147,19 @@ class Registry:
         Raises:
             NotFound: no such version.
             InvalidArgument: it is the default model's last one.
+            FailedPrecondition: an alias needs it.
         """
         entries = [self._entry(name, version)] if version else list(self._versions(name).values())
         serving = [entry for entry in entries if entry.tenure is not None]
-        if name == self.default and len(serving) == len(self._serving(name)):
+        for entry in serving:
+            known = entry.bundle.manifest.version
+            if why := self.aliases.holding(name, known):
+                raise FailedPrecondition(
+                    f"model {name!r} version {known!r} stays loaded: {why}; point the alias elsewhere first",
+                    field="version",
+                )
+        no_alias = self.aliases.get(DEFAULT) is None
+        if no_alias and name == self.default and len(serving) == len(self._serving(name)):
             raise InvalidArgument(
                 f"{name!r} is the default model; set another default before unloading its last version", field="name"
             )
@@ -155,6 +170,17 @@ class Registry:
                 # A task of its own: it ends although the caller may leave.
                 await asyncio.shield(self._retire(tenure))
 
+    def route(self, name: str = "", version: str = "", key: Callable[[], bytes] = lambda: key_of(())) -> Route:
+        """What a request gets that calls its model ``name``: what an alias says, else that model.
+
+        Args:
+            key: gives the request's key, where an alias has several targets.
+
+        Raises:
+            InvalidArgument: an alias is named together with a version.
+        """
+        return self.aliases.route(name, version, key) or Route(name or self.default, version)
+
     @contextmanager
     def lease(self, name: str = "", version: str = "") -> Iterator[ServedModel]:
         """The model that a request names, kept alive inside the ``with`` block.
@@ -162,8 +188,15 @@ class Registry:
         Raises:
             NotFound: no such model or version.
             ModelNotLoaded: known, but not loaded.
+            InvalidArgument: an alias is named together with a version.
         """
-        tenure = self._tenure(name or self.default, version)
+        with self.lease_of(self.route(name, version)) as served:
+            yield served
+
+    @contextmanager
+    def lease_of(self, route: Route) -> Iterator[ServedModel]:
+        """The same for a route that was chosen in this moment. Raises ``NotFound`` or ``ModelNotLoaded``."""
+        tenure = self._tenure(route.model, route.version)
         tenure.leases += 1
         try:
             yield tenure.served
@@ -174,17 +207,31 @@ class Registry:
 
     def list(self) -> list[types.Model]:
         """Every known version."""
-        return [self.describe(name, version) for name, versions in self._entries.items() for version in versions]
+        return [self._described(name, version) for name, versions in self._entries.items() for version in versions]
 
     def describe(self, name: str = "", version: str = "") -> types.Model:
-        """One version; by default what requests get, or the newest if none is loaded. Raises ``NotFound``."""
-        name = name or self.default
-        newest = next(reversed(self._serving(name) or self._versions(name)))
-        entry = self._entry(name, version or newest)
-        return _describe(entry, is_default=name == self.default and entry.bundle.manifest.version == newest)
+        """One version; by default what requests get, or the newest if none is loaded.
 
-    def knows(self, name: str) -> bool:
-        """Whether there is a model of that name, loaded or not."""
+        Of an alias with several targets, the one with the largest share. Raises ``NotFound``.
+        """
+        name, version = self._meant(name, version)
+        return self._described(name, version or self._newest(name))
+
+    def meant(self, name: str = "", version: str = "") -> Sequence[types.Model]:
+        """Every version that requests of these may get: several where an alias has several targets.
+
+        Raises ``NotFound``, or ``InvalidArgument`` if an alias is named together with a version.
+        """
+        alias = self.aliases.meant(name)
+        if alias is None or version:
+            return [self.describe(name, version)]
+        return [self._described(target.model, target.version) for target in alias.targets]
+
+    def manifest(self, name: str, version: str = "") -> Manifest:
+        """Of a version that need not be loaded; default: the newest loaded, or the newest. Raises ``NotFound``."""
+        return self._entry(name, version or self._newest(name)).bundle.manifest
+
+    def has_model(self, name: str) -> bool:
         return name in self._entries
 
     def served(self) -> Sequence[ServedModel]:
@@ -193,19 +240,48 @@ class Registry:
         return [tenure.served for entry in entries if (tenure := entry.tenure) is not None]
 
     @property
+    def default_name(self) -> str:
+        """What answers requests that name no model: the alias ``default``, or a model."""
+        return DEFAULT if self.aliases.get(DEFAULT) is not None else self.default
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a model of that name, loaded or not, or an alias."""
+        return name in self._entries or self.aliases.get(name) is not None
+
+    def called(self, name: str, version: str) -> frozenset[str]:
+        """What requests may call this version: its name, aliases, and the empty string if it is the default model's."""
+        called = {name, *self.aliases.pointing_at(name, version)}
+        if DEFAULT in called or (self.aliases.get(DEFAULT) is None and name == self.default):
+            called.add("")
+        return frozenset(called)
+
+    @property
     def ready(self) -> bool:
-        """Whether the default model is served, and not suspended where the settings make that count."""
-        serving = self._serving(self.default) if self.default in self._entries else None
-        if not self.default or not serving:
-            return False
-        newest = next(reversed(serving.values()))
-        return self._runtime.faults.action == "recover" or _suspended(newest) == ""
+        """Whether requests that name no model are answered.
+
+        A version that is suspended counts where the settings say so.
+        """
+        alias = self.aliases.get(DEFAULT)
+        if alias is not None:
+            return all(self._healthy(target.model, target.version) for target in alias.targets)
+        return bool(self.default) and self._healthy(self.default, "")
+
+    def _healthy(self, name: str, version: str) -> bool:
+        serving = self._serving(name) if name in self._entries else {}
+        entry = serving.get(version) if version else next(reversed(serving.values()), None)
+        return entry is not None and (self._runtime.faults.action == "recover" or _suspended(entry) == "")
 
     def check_health(self, name: str, version: str) -> None:
         """Tells of a version that was suspended because it fails, or is back."""
         entry = self._entries.get(name, {}).get(version)
         if entry is not None and entry.tenure is not None:
             self.on_change(name, version, _suspended(entry) == "")
+
+    def serves(self, name: str, version: str = "") -> bool:
+        """Whether this version is loaded; without one, any."""
+        return any(
+            entry.tenure is not None and version in ("", known) for known, entry in self._entries.get(name, {}).items()
+        )
 
     async def close(self) -> None:
         """Stops serving everything, once the requests under way are answered."""
@@ -240,6 +316,32 @@ class Registry:
             )
         return entry.tenure
 
+    def _meant(self, name: str, version: str) -> tuple[str, str]:
+        """Model and version (empty: the newest) that ``name`` stands for, of several targets the largest."""
+        alias = self.aliases.meant(name)
+        if alias is None:
+            return name or self.default, version
+        if version:
+            route = self.route(name, version)  # raises for a name
+            return route.model, route.version
+        return alias.main.model, alias.main.version
+
+    def _described(self, name: str, version: str) -> types.Model:
+        entry = self._entry(name, version)
+        default, chosen = self._meant("", "")
+        suspended = _suspended(entry)
+        return described(
+            entry.bundle.manifest,
+            entry.tenure.served.model if entry.tenure is not None else None,
+            "failed" if suspended else entry.state,
+            suspended or entry.reason,
+            is_default=name == default and version == (chosen or self._newest(name)),
+            aliases=tuple(self.aliases.pointing_at(name, version)),
+        )
+
+    def _newest(self, name: str) -> str:
+        return next(reversed(self._serving(name) or self._versions(name)))
+
     def _serving(self, name: str) -> dict[str, _Entry]:
         return {version: entry for version, entry in self._versions(name).items() if entry.tenure is not None}
 
@@ -247,7 +349,8 @@ class Registry:
         versions = self._entries.get(name)
         if versions is None:
             known = ", ".join(self._entries) or "none"
-            raise NotFound(f"there is no model {quoted(name)}; known models: {known}", field="target.model")
+            aliases = f"; aliases: {', '.join(alias.name for alias in self.aliases)}" if self.aliases else ""
+            raise NotFound(f"there is no model {quoted(name)}; known models: {known}{aliases}", field="target.model")
         return versions
 
     def _entry(self, name: str, version: str) -> _Entry:
@@ -262,60 +365,3 @@ class Registry:
 
 def _suspended(entry: _Entry) -> str:
     return entry.tenure.served.suspended if entry.tenure is not None else ""
-
-
-def _on_miss(stage: Stage, running: LoadedStage | None) -> str:
-    if stage.lmm is None:
-        return ""
-    return running.lmm.on_miss if running is not None and running.lmm is not None else stage.on_miss
-
-
-def _describe(entry: _Entry, *, is_default: bool) -> types.Model:
-    manifest: Manifest = entry.bundle.manifest
-    loaded = entry.tenure.served.model if entry.tenure is not None else None
-    stages = []
-    for stage in manifest.stages:
-        running = loaded.stages[stage.name] if loaded is not None else None
-        stages.append(
-            types.StageInfo(
-                name=stage.name,
-                runtime=stage.runtime,
-                provider=running.runtime.provider if running is not None else "",
-                max_batch=stage.max_batch,
-                digest=running.digest.hex() if running is not None else "",
-                cached=stage.cache,
-                lmm=stage.lmm.model if stage.lmm is not None else "",
-                instruction=stage.lmm.instruction if stage.lmm is not None else "",
-                on_miss=_on_miss(stage, running),
-            )
-        )
-    return types.Model(
-        name=manifest.name,
-        version=manifest.version,
-        family=manifest.family,
-        title=manifest.title,
-        description=manifest.description,
-        state="failed" if _suspended(entry) else entry.state,
-        state_reason=_suspended(entry) or entry.reason,
-        is_default=is_default,
-        dimensions=tuple(
-            types.Dimension(
-                name=dimension.name,
-                title=dimension.title,
-                description=dimension.description,
-                minimum=dimension.minimum,
-                maximum=dimension.maximum,
-                direction=dimension.direction,
-                scope=dimension.scope,
-                needs_prompt=dimension.needs_prompt,
-                tolerance=dimension.tolerance,
-                reference_population=dimension.reference.population if dimension.reference else "",
-                reference_count=dimension.reference.count if dimension.reference else 0,
-                reference_quantiles=tuple(dimension.reference.quantiles) if dimension.reference else (),
-                has_fallback=dimension.fallback is not None,
-            )
-            for dimension in manifest.dimensions
-        ),
-        stages=tuple(stages),
-        licence=types.Licence(manifest.licence.code, manifest.licence.weights, manifest.licence.data),
-    )

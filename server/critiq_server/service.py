@@ -17,7 +17,6 @@ from critiq.errors import (
     CritiqError,
     DeadlineExceeded,
     InvalidArgument,
-    NotFound,
     PermissionDenied,
     TooBusy,
     TooLarge,
@@ -25,6 +24,7 @@ from critiq.errors import (
 from critiq_server.answering import Answering
 from critiq_server.engine.admission import Admission
 from critiq_server.engine.demand import Call, Priority
+from critiq_server.engine.engine import ServedModel
 from critiq_server.features.records import Features
 from critiq_server.images.source import ImageSource, RemoteImage
 from critiq_server.prompts import normalise
@@ -37,9 +37,11 @@ from critiq_server.queries import (
     embedding_of,
     model_of,
     ranking_dimension,
+    signature_of,
     threshold_dimensions,
 )
 from critiq_server.registry import Registry
+from critiq_server.routing.operations import Routing
 from critiq_server.scoring.drift import DriftMonitor
 from critiq_server.scoring.ranking import (
     EVERYTHING,
@@ -73,12 +75,14 @@ class Service:
         admission: Admission,
         metrics: Metrics,
         drift: DriftMonitor,
+        routing: Routing | None = None,
     ) -> None:
         self.settings = settings
         self.registry = registry
         self.admission = admission
         self.metrics = metrics
         self.drift = drift
+        self.routing = routing or Routing(registry)
         self._answering = answering
         # prometheus_client looks labels up under a lock; their values are few.
         self._requests = cache(metrics.requests.labels)
@@ -139,19 +143,21 @@ class Service:
                     f"ranking goes by one dimension, {len(target.dimensions)} were named", field="target.dimensions"
                 )
             prompt = normalise(prompt, self.settings.limits.prompt_bytes)
-            with self.registry.lease(target.model, target.version) as served:
+            pictures = [image for image in images if not isinstance(image, CritiqError)]
+            with self.pinned(target, pictures) as (pinned, served):
                 judgement = ranking_dimension(served, target, prompt)
                 asked = threshold_dimensions(served, selection.thresholds, judgement, prompt)
                 embedding = embedding_of(served, selection.embedding) if selection.diversity else None
-            wanted = replace(target, dimensions=tuple(entry.dimension.name for entry in asked))
-            queries = [
-                image if isinstance(image, CritiqError) else Query(image, prompt, wanted, priority) for image in images
-            ]
-            with self._admitted([query for query in queries if isinstance(query, Query)]):
-                work = partial(self._answering.candidate, embedding)
-                outcomes = await asyncio.gather(
-                    *(self._outcome(f"image {at}", query, timeout, work) for at, query in enumerate(queries))
-                )
+                wanted = replace(pinned, dimensions=tuple(entry.dimension.name for entry in asked))
+                queries = [
+                    image if isinstance(image, CritiqError) else Query(image, prompt, wanted, priority)
+                    for image in images
+                ]
+                with self._admitted([query for query in queries if isinstance(query, Query)]):
+                    work = partial(self._answering.candidate, embedding)
+                    outcomes = await asyncio.gather(
+                        *(self._outcome(f"image {at}", query, timeout, work) for at, query in enumerate(queries))
+                    )
         candidates = [
             outcome if isinstance(outcome, CritiqError) else Candidate(at, *outcome)
             for at, outcome in enumerate(outcomes)
@@ -161,11 +167,12 @@ class Service:
     async def compare(self, first: Query, second: Query, timeout: float | None = None) -> types.CompareResult:
         """Compares two pictures in every dimension; both queries have one prompt and target."""
         with self._observed("compare", first.target.model), self._admitted([first, second]):
-            with self.registry.lease(first.target.model, first.target.version) as served:
+            with self.pinned(first.target, [first.image, second.image]) as (pinned, served):
                 judgements = served.model.judgements
-            results = await asyncio.gather(
-                *(self._item(Item(name, query), timeout) for name, query in (("first", first), ("second", second)))
-            )
+                pair = (("first", first), ("second", second))
+                results = await asyncio.gather(
+                    *(self._item(Item(name, replace(query, target=pinned)), timeout) for name, query in pair)
+                )
             for result in results:
                 if result.error is not None:
                     raise placed(result.error, result.id)
@@ -187,22 +194,31 @@ class Service:
         """
         with self._observed("features", target.model):
             self._check_count("items", len(queries))
-            self.stage(target.model, target.version, stage)
-            with self._admitted([query for query in queries if isinstance(query, Query)]):
-                work = partial(self._answering.features, stage)
-                outcomes = (self._outcome(f"item {at}", query, timeout, work) for at, query in enumerate(queries))
-                return list(await asyncio.gather(*outcomes))
+            pictures = [query.image for query in queries if isinstance(query, Query)]
+            with self.pinned(target, pictures) as (pinned, served):
+                signature_of(served, stage)
+                asked = [replace(query, target=pinned) if isinstance(query, Query) else query for query in queries]
+                with self._admitted([query for query in asked if isinstance(query, Query)]):
+                    work = partial(self._answering.features, stage)
+                    outcomes = (self._outcome(f"item {at}", query, timeout, work) for at, query in enumerate(asked))
+                    return list(await asyncio.gather(*outcomes))
 
     def stage(self, model: str, version: str, stage: str) -> StageSignature:
         """What a stage of a served model reads and gives. Raises ``NotFound`` or ``ModelNotLoaded``."""
         with self.registry.lease(model, version) as served:
-            manifest, stages = served.model.manifest, served.model.stages
-            if stage not in stages:
-                raise NotFound(
-                    f"model {manifest.name!r} has no stage {quoted(stage)}; it has {', '.join(stages)}", field="stage"
-                )
-            reads, outputs = frozenset(manifest.roots(stage)), stages[stage].runtime.outputs
-            return StageSignature(manifest.name, manifest.version, reads, outputs)
+            return signature_of(served, stage)
+
+    @contextmanager
+    def pinned(
+        self, target: Target, pictures: Sequence[ImageSource | RemoteImage]
+    ) -> Iterator[tuple[Target, ServedModel]]:
+        """One model version for a request of several pictures, whatever becomes of an alias meanwhile.
+
+        Gives the target that names it, and the model; both hold inside the ``with`` block. Raises ``NotFound``,
+        ``ModelNotLoaded`` or ``InvalidArgument``.
+        """
+        with self._answering.pinned(target, pictures) as pinned:
+            yield replace(target, pinned=pinned), pinned.served
 
     def prefetch(self, items: Sequence[Item]) -> types.PrefetchResult:
         """Takes pictures on whose features shall be computed when nothing more urgent waits; returns at once.
@@ -410,7 +426,7 @@ class Service:
 
     def _label(self, model: str) -> str:
         """A model name that is safe as a label: callers can send anything."""
-        name = model or self.registry.default
+        name = model or self.registry.default_name
         return name if self.registry.knows(name) else "unknown"
 
     def _check_count(self, field: str, count: int) -> None:

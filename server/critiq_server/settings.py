@@ -16,6 +16,7 @@ from critiq_server.images.limits import ImageLimits
 from critiq_server.images.remote import UrlSettings
 from critiq_server.jobs.settings import JobSettings
 from critiq_server.page.settings import PageSettings
+from critiq_server.routing.settings import AliasSettings, ShadowSettings
 from critiq_server.runtime.lmm.settings import LmmSettings
 from critiq_server.runtime.onnx import RuntimeSettings
 from critiq_server.scoring.drift_settings import DriftSettings
@@ -53,7 +54,16 @@ class ModelSettings(_Section):
         (), description="Models to load at start, NAME or NAME:VERSION. Empty: the newest version of every model found."
     )
     default: str = Field("critiq-builtin", description="Model of requests that name none.")
-    allow_changes: bool = Field(False, description="Whether callers may load and unload models.")
+    allow_changes: bool = Field(False, description="Whether callers may load and unload models, and change aliases.")
+    aliases: dict[str, AliasSettings] = Field(
+        {},
+        description="Names for versions: MODEL:VERSION, a list of MODEL:VERSION=PERCENT, or {targets, shadow}. The "
+        "alias `default` answers requests that name no model (docs/upgrades.md).",
+    )
+    state_file: Path | None = Field(
+        None, description="File in which aliases that were changed outlive the process. Empty: they do not."
+    )
+    shadow: ShadowSettings = Field(default_factory=ShadowSettings, description="Bounds of what shadows do.")
 
 
 class LimitSettings(ConnectionLimits):

@@ -71,9 +71,10 @@ LAYERS = [
     ["moderation"],
     ["assembly"],
     ["service"],
+    ["routing.operations"],
     ["answering"],
     ["queries"],
-    ["queues", "registry"],
+    ["queues", "registry", "descriptions"],
     ["engine"],
     ["bundles.model", "bundles.repository"],
     ["bundles.golden"],
@@ -97,6 +98,10 @@ LAYERS = [
         "bundles.lmm",
         "bundles.views",
         "wording",
+        "routing.keys",
+        "routing.settings",
+        "routing.state",
+        "routing.table",
     ],
 ]
 EXCEPTIONS = {

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from critiq import _notebook, _requests, wire
+from critiq._aliases import AsyncAliasMethods
 from critiq._async_stream import AsyncConnection, AsyncUnaryConnection, Deliver, async_stream
 from critiq._base import LOAD_TIMEOUT, NO_RETRIES, POLL_PAUSE, is_ready
 from critiq._batches import Batch, Prefetched, batches
@@ -40,7 +41,7 @@ class _Transport(Protocol):
     async def close(self) -> None: ...
 
 
-class AsyncClient(AsyncJobMethods):
+class AsyncClient(AsyncJobMethods, AsyncAliasMethods):
     """:class:`critiq.Client` for asyncio: the same arguments and errors, the same methods as coroutines.
 
     Belongs to the event loop of its first call. Pictures are read and packed in threads, off the event loop. A call

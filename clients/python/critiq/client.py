@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from critiq import _notebook, _requests, wire
+from critiq._aliases import AliasMethods
 from critiq._base import LOAD_TIMEOUT, NO_RETRIES, POLL_PAUSE, is_ready
 from critiq._batches import Batch, Prefetched, batches
 from critiq._endpoint import DEFAULT_URL, Endpoint
@@ -40,7 +41,7 @@ class _Transport(Protocol):
     def close(self) -> None: ...
 
 
-class Client(JobMethods):
+class Client(JobMethods, AliasMethods):
     """A connection to a critiq server, for any number of threads.
 
     Connects at the first call. Use it as a context manager, or :meth:`close` it. Not to be shared over a ``fork``: make

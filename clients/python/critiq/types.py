@@ -351,7 +351,7 @@ class Licence:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One version of one model."""
+    """One version of one model; ``aliases`` are the names of those that point at it."""
 
     name: str
     version: str
@@ -364,3 +364,4 @@ class Model:
     dimensions: tuple[Dimension, ...]
     stages: tuple[StageInfo, ...]
     licence: Licence
+    aliases: tuple[str, ...] = ()

@@ -210,13 +210,17 @@ def _ranked_from_proto(entry: scoring_pb2.RankedImage) -> types.RankedImage:
 def threshold_to_proto(threshold: types.Threshold) -> scoring_pb2.Threshold:
     return scoring_pb2.Threshold(
         dimension=threshold.dimension,
-        scale=cast(Any, _SCALE[threshold.scale]),
+        scale=scale_to_proto(threshold.scale),
         at_least=threshold.at_least,
     )
 
 
 def threshold_from_proto(message: scoring_pb2.Threshold) -> types.Threshold:
     return types.Threshold(message.at_least, message.dimension, scale_from_proto(message.scale))
+
+
+def scale_to_proto(scale: types.Scale) -> Any:
+    return _SCALE[scale]
 
 
 def scale_from_proto(number: int) -> types.Scale:
@@ -330,6 +334,7 @@ def model_to_proto(model: types.Model) -> models_pb2.Model:
             for stage in model.stages
         ],
         licence=models_pb2.Licence(code=model.licence.code, weights=model.licence.weights, data=model.licence.data),
+        aliases=model.aliases,
     )
 
 
@@ -359,6 +364,7 @@ def model_from_proto(message: models_pb2.Model) -> types.Model:
             for stage in message.stages
         ),
         licence=types.Licence(message.licence.code, message.licence.weights, message.licence.data),
+        aliases=tuple(message.aliases),
     )
 
 

@@ -52,7 +52,7 @@ def http_scopes(method: str, path: str, *, open_documents: bool = True) -> Scope
         return OPEN
     if _DOCUMENTS.fullmatch(path):
         return OPEN if reading and open_documents else ANY
-    if path == "/v1/models" or path.startswith("/v1/models/"):
+    if path in ("/v1/models", "/v1/aliases") or path.startswith(("/v1/models/", "/v1/aliases/")):
         return LISTING if reading else MODELS
     if path.startswith("/v2/repository/"):
         return LISTING if path == "/v2/repository/index" else MODELS
@@ -71,7 +71,7 @@ def rpc_scopes(method: str) -> Scopes:
     if service.startswith("grpc.reflection."):
         return ANY
     if service == "critiq.v1.Models":
-        return LISTING if name in ("List", "Get") else MODELS
+        return LISTING if name in ("List", "Get", "ListAliases", "GetShadowReport") else MODELS
     if service == "inference.GRPCInferenceService":
         if name in ("ServerLive", "ServerReady"):
             return OPEN

@@ -17,14 +17,15 @@ from grpc_reflection.v1alpha import reflection
 from critiq import wire
 from critiq.errors import CritiqError, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
+from critiq_server.api import aliases, moderation, translate
 from critiq_server.api import jobs as jobs_face
-from critiq_server.api import moderation, translate
 from critiq_server.api.access import GuardedCalls
 from critiq_server.api.grpc_errors import abort
 from critiq_server.api.oip import rpc as inference
 from critiq_server.jobs.operations import Jobs
 from critiq_server.moderation import Moderation
 from critiq_server.queries import Item
+from critiq_server.routing.keys import HEADER as ROUTING_KEY
 from critiq_server.scoring.drift_labels import HEADER
 from critiq_server.security.guard import Guard
 from critiq_server.security.tls import Certificates, Pair
@@ -113,6 +114,9 @@ class GrpcFace:
             "Load": self._unary(models_pb2.LoadModelRequest, self._load_model),
             "Unload": self._unary(models_pb2.UnloadModelRequest, self._unload_model),
         }
+        models |= {
+            name: self._unary(kind, method) for name, (kind, method) in aliases.methods(self._service.routing).items()
+        }
         jobs = {name: self._unary(kind, method) for name, (kind, method) in jobs_face.methods(self._jobs).items()}
         inferring = {name: self._unary(kind, method) for name, (kind, method) in self._inference.methods().items()}
         inferring["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
@@ -137,7 +141,7 @@ class GrpcFace:
 
         async def handle(data: bytes, context: Context) -> Message:
             try:
-                self._note_label(context)
+                self._note_headers(context)
                 self._check_size(data)
                 return await method(translate.parse(kind, data), _remaining(context))
             except CritiqError as error:
@@ -156,7 +160,7 @@ class GrpcFace:
         return scoring_pb2.ScoreBatchResponse(results=[wire.item_to_proto(result) for result in results])
 
     async def _score_stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
-        self._note_label(context)
+        self._note_headers(context)
         try:
             async for result in self._service.score_stream(self._read_items(requests), _remaining(context)):
                 yield wire.item_to_proto(result)
@@ -171,7 +175,7 @@ class GrpcFace:
             yield translate.item(translate.parse(scoring_pb2.ScoreItem, data), "")
 
     async def _infer_stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
-        self._note_label(context)
+        self._note_headers(context)
         async for answer in self._inference.stream(requests, self._check_size, _remaining(context)):
             yield answer
 
@@ -207,11 +211,11 @@ class GrpcFace:
         await self._service.unload(request.name, request.version)
         return models_pb2.UnloadModelResponse()
 
-    def _note_label(self, context: Context) -> None:
-        labels = self._service.drift.labels
-        if labels.allowed:
-            metadata: Any = context.invocation_metadata() or ()
-            labels.set(next((str(value) for key, value in metadata if key == HEADER), None))
+    def _note_headers(self, context: Context) -> None:
+        metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+        aliases.note_routing_key(str(metadata.get(ROUTING_KEY, "")))
+        label = metadata.get(HEADER)
+        self._service.drift.labels.set(None if label is None else str(label))
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > self._request_bytes:

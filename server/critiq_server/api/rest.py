@@ -16,9 +16,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
 from critiq import types, wire
-from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, PermissionDenied, TooLarge
+from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import bodies, openai_moderations, page, schemas
+from critiq_server.api.aliases import RoutingKeyed, SetAliasJson, add_aliases, refuse_other_sites
 from critiq_server.api.answers import REFERENCE, answer, dumps, operation, refusal
 from critiq_server.api.compat import faces
 from critiq_server.api.disconnects import unless_gone
@@ -42,12 +43,14 @@ def rest_app(service: Service, is_ready: Callable[[], bool], moderation: Moderat
     """The ASGI application."""
     app = FastAPI(title="critiq", version="1", description=DESCRIPTION, redoc_url=None)
     app.add_middleware(_BodyLimit, limit=service.settings.limits.request_bytes)
+    app.add_middleware(RoutingKeyed)
     if service.drift.labels.allowed:
         app.add_middleware(Labelled, labels=service.drift.labels)
     _add_scoring(app, service)
     add_moderation(app, moderation)
     add_jobs(app, jobs)
     _add_models(app, service)
+    add_aliases(app, service.routing)
     add_drift(app, service)
     _add_health(app, is_ready)
     _add_errors(app)
@@ -124,23 +127,14 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/models/{name}/load", **operation(None, types.Model, "Load a model"))
     async def load_model(request: Request, name: str, version: str = "") -> Response:
-        _refuse_other_sites(request)
+        refuse_other_sites(request)
         return answer(request, await service.load(name, version), wire.model_to_proto)
 
     @app.post("/v1/models/{name}/unload", **operation(None, None, "Stop serving a model"))
     async def unload_model(request: Request, name: str, version: str = "") -> Response:
-        _refuse_other_sites(request)
+        refuse_other_sites(request)
         await service.unload(name, version)
         return answer(request, {}, lambda _: models_pb2.UnloadModelResponse())
-
-
-def _refuse_other_sites(request: Request) -> None:
-    """Loading needs no body, so any page that an operator opens could ask for it; browsers say whose page it is."""
-    site = request.headers.get("sec-fetch-site", "none")
-    if site not in ("none", "same-origin"):
-        raise PermissionDenied(
-            f"models are not loaded or unloaded for a page of another site (Sec-Fetch-Site: {site[:32]})"
-        )
 
 
 def _add_health(app: FastAPI, is_ready: Callable[[], bool]) -> None:
@@ -184,7 +178,9 @@ def _describe_bodies(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = describe()
         kinds = (schemas.ScoreJson, schemas.BatchJson, schemas.RankJson, schemas.CompareJson, schemas.ModerateJson)
-        _, found = models_json_schema([(kind, "validation") for kind in (*kinds, SubmitJson)], ref_template=REFERENCE)
+        _, found = models_json_schema(
+            [(kind, "validation") for kind in (*kinds, SubmitJson, SetAliasJson)], ref_template=REFERENCE
+        )
         document["components"]["schemas"].update(found["$defs"])
         return document
 

@@ -6,7 +6,7 @@ rules does not matter; if none speaks, ``default`` holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import date
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args
@@ -238,6 +238,18 @@ def lacking(policy: Policy, manifest: Manifest) -> str:
             return f"{who} calibrated values of {part.dimension!r}, and {whose} has no calibration for it"
         if part.scale == "percentile" and dimension.reference is None:
             return f"{who} percentiles of {part.dimension!r}, and {whose} has no reference for it"
+    return ""
+
+
+def unfit(policies: Iterable[Policy], manifest: Manifest, called: Collection[str]) -> str:
+    """Why a model may not be served, as a policy that is about it compares what it does not have; else empty.
+
+    ``called``: what policies may call this model: its name, aliases, the empty string if it is the default.
+    """
+    for policy in policies:
+        about = policy.model in called and policy.model_version in ("", manifest.version)
+        if about and (problem := lacking(policy, manifest)):
+            return f"{problem}; mend the policy, or pin its model_version to one that has it"
     return ""
 
 

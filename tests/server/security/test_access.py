@@ -68,6 +68,10 @@ HTTP = {
     "/v1/models/{name}": {"GET": LISTING},
     "/v1/models/{name}/load": {"POST": MODELS},
     "/v1/models/{name}/unload": {"POST": MODELS},
+    "/v1/aliases": {"GET": LISTING},
+    "/v1/aliases/{name}": {"GET": LISTING, "PUT": MODELS, "DELETE": MODELS},
+    "/v1/aliases/{name}/promote": {"POST": MODELS},
+    "/v1/aliases/{name}/rollback": {"POST": MODELS},
     "/v1/drift": {"GET": METRICS},
     "/v1/drift/baseline": {"POST": MODELS},
     "/v1/live": {"GET": METRICS},
@@ -90,7 +94,10 @@ RPC = {
     "critiq.v1.Scoring": dict.fromkeys(
         ("Score", "ScoreBatch", "ScoreStream", "Rank", "Compare", "Prefetch", "Moderate", "Policies"), SCORE
     ),
-    "critiq.v1.Models": {"List": LISTING, "Get": LISTING, "Load": MODELS, "Unload": MODELS},
+    "critiq.v1.Models": {
+        **dict.fromkeys(("List", "Get", "ListAliases", "GetShadowReport"), LISTING),
+        **dict.fromkeys(("Load", "Unload", "SetAlias", "PromoteAlias", "RollbackAlias", "RemoveAlias"), MODELS),
+    },
     "critiq.v1.Jobs": dict.fromkeys(("Submit", "Get", "List", "Results", "Cancel"), SCORE),
     "inference.GRPCInferenceService": {
         "ServerLive": OPEN,

@@ -22,7 +22,7 @@ MODEL_STATE_READY: ModelState
 MODEL_STATE_FAILED: ModelState
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "family", "title", "description", "state", "state_reason", "is_default", "dimensions", "stages", "licence")
+    __slots__ = ("name", "version", "family", "title", "description", "state", "state_reason", "is_default", "dimensions", "stages", "licence", "aliases")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class Model(_message.Message):
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     LICENCE_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     family: str
@@ -45,7 +46,8 @@ class Model(_message.Message):
     dimensions: _containers.RepeatedCompositeFieldContainer[Dimension]
     stages: _containers.RepeatedCompositeFieldContainer[StageInfo]
     licence: Licence
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., family: _Optional[str] = ..., title: _Optional[str] = ..., description: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., is_default: bool = ..., dimensions: _Optional[_Iterable[_Union[Dimension, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageInfo, _Mapping]]] = ..., licence: _Optional[_Union[Licence, _Mapping]] = ...) -> None: ...
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., family: _Optional[str] = ..., title: _Optional[str] = ..., description: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., is_default: bool = ..., dimensions: _Optional[_Iterable[_Union[Dimension, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageInfo, _Mapping]]] = ..., licence: _Optional[_Union[Licence, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Dimension(_message.Message):
     __slots__ = ("name", "title", "description", "minimum", "maximum", "direction", "scope", "needs_prompt", "tolerance", "reference_population", "reference_count", "reference_quantiles", "has_fallback")
@@ -146,3 +148,159 @@ class UnloadModelRequest(_message.Message):
 class UnloadModelResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class AliasTarget(_message.Message):
+    __slots__ = ("model", "version", "percent")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PERCENT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    percent: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., percent: _Optional[float] = ...) -> None: ...
+
+class AliasRoute(_message.Message):
+    __slots__ = ("targets", "since", "by")
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    targets: _containers.RepeatedCompositeFieldContainer[AliasTarget]
+    since: float
+    by: str
+    def __init__(self, targets: _Optional[_Iterable[_Union[AliasTarget, _Mapping]]] = ..., since: _Optional[float] = ..., by: _Optional[str] = ...) -> None: ...
+
+class Alias(_message.Message):
+    __slots__ = ("name", "route", "shadow", "history")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    route: AliasRoute
+    shadow: AliasTarget
+    history: _containers.RepeatedCompositeFieldContainer[AliasRoute]
+    def __init__(self, name: _Optional[str] = ..., route: _Optional[_Union[AliasRoute, _Mapping]] = ..., shadow: _Optional[_Union[AliasTarget, _Mapping]] = ..., history: _Optional[_Iterable[_Union[AliasRoute, _Mapping]]] = ...) -> None: ...
+
+class ListAliasesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListAliasesResponse(_message.Message):
+    __slots__ = ("aliases",)
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    aliases: _containers.RepeatedCompositeFieldContainer[Alias]
+    def __init__(self, aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ...) -> None: ...
+
+class SetAliasRequest(_message.Message):
+    __slots__ = ("name", "targets", "shadow")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    targets: _containers.RepeatedCompositeFieldContainer[AliasTarget]
+    shadow: AliasTarget
+    def __init__(self, name: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[AliasTarget, _Mapping]]] = ..., shadow: _Optional[_Union[AliasTarget, _Mapping]] = ...) -> None: ...
+
+class PromoteAliasRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class RollbackAliasRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class RemoveAliasRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class RemoveAliasResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetShadowReportRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ShadowReport(_message.Message):
+    __slots__ = ("alias", "candidate", "since", "scored", "dropped", "failed", "last_failure", "pairs")
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    LAST_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    alias: str
+    candidate: AliasTarget
+    since: float
+    scored: int
+    dropped: int
+    failed: int
+    last_failure: str
+    pairs: _containers.RepeatedCompositeFieldContainer[ShadowPair]
+    def __init__(self, alias: _Optional[str] = ..., candidate: _Optional[_Union[AliasTarget, _Mapping]] = ..., since: _Optional[float] = ..., scored: _Optional[int] = ..., dropped: _Optional[int] = ..., failed: _Optional[int] = ..., last_failure: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[ShadowPair, _Mapping]]] = ...) -> None: ...
+
+class ShadowPair(_message.Message):
+    __slots__ = ("served", "scored", "dimensions", "decisions")
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    served: AliasTarget
+    scored: int
+    dimensions: _containers.RepeatedCompositeFieldContainer[ShadowDimension]
+    decisions: _containers.RepeatedCompositeFieldContainer[ShadowDecisions]
+    def __init__(self, served: _Optional[_Union[AliasTarget, _Mapping]] = ..., scored: _Optional[int] = ..., dimensions: _Optional[_Iterable[_Union[ShadowDimension, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[ShadowDecisions, _Mapping]]] = ...) -> None: ...
+
+class ShadowDimension(_message.Message):
+    __slots__ = ("dimension", "scale", "count", "srcc", "window", "served_mean", "candidate_mean", "mean_shift", "difference_stddev")
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SRCC_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    SERVED_MEAN_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_MEAN_FIELD_NUMBER: _ClassVar[int]
+    MEAN_SHIFT_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_STDDEV_FIELD_NUMBER: _ClassVar[int]
+    dimension: str
+    scale: _scoring_pb2.Reason.Scale
+    count: int
+    srcc: float
+    window: int
+    served_mean: float
+    candidate_mean: float
+    mean_shift: float
+    difference_stddev: float
+    def __init__(self, dimension: _Optional[str] = ..., scale: _Optional[_Union[_scoring_pb2.Reason.Scale, str]] = ..., count: _Optional[int] = ..., srcc: _Optional[float] = ..., window: _Optional[int] = ..., served_mean: _Optional[float] = ..., candidate_mean: _Optional[float] = ..., mean_shift: _Optional[float] = ..., difference_stddev: _Optional[float] = ...) -> None: ...
+
+class ShadowDecisions(_message.Message):
+    __slots__ = ("rule", "count", "flips", "changes")
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    FLIPS_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    rule: str
+    count: int
+    flips: int
+    changes: _containers.RepeatedCompositeFieldContainer[ShadowFlip]
+    def __init__(self, rule: _Optional[str] = ..., count: _Optional[int] = ..., flips: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[ShadowFlip, _Mapping]]] = ...) -> None: ...
+
+class ShadowFlip(_message.Message):
+    __slots__ = ("served", "candidate", "count")
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    served: str
+    candidate: str
+    count: int
+    def __init__(self, served: _Optional[str] = ..., candidate: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...

@@ -54,6 +54,36 @@ class ModelsStub(object):
                 request_serializer=critiq_dot_v1_dot_models__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=critiq_dot_v1_dot_models__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.ListAliases = channel.unary_unary(
+                '/critiq.v1.Models/ListAliases',
+                request_serializer=critiq_dot_v1_dot_models__pb2.ListAliasesRequest.SerializeToString,
+                response_deserializer=critiq_dot_v1_dot_models__pb2.ListAliasesResponse.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/critiq.v1.Models/SetAlias',
+                request_serializer=critiq_dot_v1_dot_models__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=critiq_dot_v1_dot_models__pb2.Alias.FromString,
+                _registered_method=True)
+        self.PromoteAlias = channel.unary_unary(
+                '/critiq.v1.Models/PromoteAlias',
+                request_serializer=critiq_dot_v1_dot_models__pb2.PromoteAliasRequest.SerializeToString,
+                response_deserializer=critiq_dot_v1_dot_models__pb2.Alias.FromString,
+                _registered_method=True)
+        self.RollbackAlias = channel.unary_unary(
+                '/critiq.v1.Models/RollbackAlias',
+                request_serializer=critiq_dot_v1_dot_models__pb2.RollbackAliasRequest.SerializeToString,
+                response_deserializer=critiq_dot_v1_dot_models__pb2.Alias.FromString,
+                _registered_method=True)
+        self.RemoveAlias = channel.unary_unary(
+                '/critiq.v1.Models/RemoveAlias',
+                request_serializer=critiq_dot_v1_dot_models__pb2.RemoveAliasRequest.SerializeToString,
+                response_deserializer=critiq_dot_v1_dot_models__pb2.RemoveAliasResponse.FromString,
+                _registered_method=True)
+        self.GetShadowReport = channel.unary_unary(
+                '/critiq.v1.Models/GetShadowReport',
+                request_serializer=critiq_dot_v1_dot_models__pb2.GetShadowReportRequest.SerializeToString,
+                response_deserializer=critiq_dot_v1_dot_models__pb2.ShadowReport.FromString,
+                _registered_method=True)
 
 
 class ModelsServicer(object):
@@ -85,7 +115,59 @@ class ModelsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Unload(self, request, context):
-        """Stops serving a version once the requests that use it are answered. The default model cannot be unloaded.
+        """Stops serving a version once the requests that use it are answered. The default model cannot be unloaded, nor a
+        version that an alias points at.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliases(self, request, context):
+        """The aliases: names that requests may use as a model's, and the versions that answer for them. Where there is an alias
+        `default`, it answers requests that name no model. Answers always name the real model and version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Points an alias at versions from now on, all at once: no request fails, and those under way end with the version that
+        they began with. Targets that are not loaded are loaded first.
+        INVALID_ARGUMENT     shares that do not add up, a name that is a model's
+        NOT_FOUND            no such model or version
+        FAILED_PRECONDITION  a target is broken, or a moderation policy needs what it does not give; or somebody else changed
+        the alias in the meantime
+        PERMISSION_DENIED    the server's settings do not allow it
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteAlias(self, request, context):
+        """Gives all requests to the canary: the last of several targets, or the shadow's candidate where there is one target.
+        FAILED_PRECONDITION if there is neither.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAlias(self, request, context):
+        """Goes back to where the alias pointed before the newest of its targets came in. FAILED_PRECONDITION if nothing is known
+        of that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveAlias(self, request, context):
+        """Forgets an alias: requests that name it get NOT_FOUND from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetShadowReport(self, request, context):
+        """How far the scores of an alias's shadow agree with those that callers got. FAILED_PRECONDITION if it has no shadow.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +195,36 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.Unload,
                     request_deserializer=critiq_dot_v1_dot_models__pb2.UnloadModelRequest.FromString,
                     response_serializer=critiq_dot_v1_dot_models__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'ListAliases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliases,
+                    request_deserializer=critiq_dot_v1_dot_models__pb2.ListAliasesRequest.FromString,
+                    response_serializer=critiq_dot_v1_dot_models__pb2.ListAliasesResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=critiq_dot_v1_dot_models__pb2.SetAliasRequest.FromString,
+                    response_serializer=critiq_dot_v1_dot_models__pb2.Alias.SerializeToString,
+            ),
+            'PromoteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteAlias,
+                    request_deserializer=critiq_dot_v1_dot_models__pb2.PromoteAliasRequest.FromString,
+                    response_serializer=critiq_dot_v1_dot_models__pb2.Alias.SerializeToString,
+            ),
+            'RollbackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAlias,
+                    request_deserializer=critiq_dot_v1_dot_models__pb2.RollbackAliasRequest.FromString,
+                    response_serializer=critiq_dot_v1_dot_models__pb2.Alias.SerializeToString,
+            ),
+            'RemoveAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveAlias,
+                    request_deserializer=critiq_dot_v1_dot_models__pb2.RemoveAliasRequest.FromString,
+                    response_serializer=critiq_dot_v1_dot_models__pb2.RemoveAliasResponse.SerializeToString,
+            ),
+            'GetShadowReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetShadowReport,
+                    request_deserializer=critiq_dot_v1_dot_models__pb2.GetShadowReportRequest.FromString,
+                    response_serializer=critiq_dot_v1_dot_models__pb2.ShadowReport.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +335,168 @@ class Models(object):
             '/critiq.v1.Models/Unload',
             critiq_dot_v1_dot_models__pb2.UnloadModelRequest.SerializeToString,
             critiq_dot_v1_dot_models__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/critiq.v1.Models/ListAliases',
+            critiq_dot_v1_dot_models__pb2.ListAliasesRequest.SerializeToString,
+            critiq_dot_v1_dot_models__pb2.ListAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/critiq.v1.Models/SetAlias',
+            critiq_dot_v1_dot_models__pb2.SetAliasRequest.SerializeToString,
+            critiq_dot_v1_dot_models__pb2.Alias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/critiq.v1.Models/PromoteAlias',
+            critiq_dot_v1_dot_models__pb2.PromoteAliasRequest.SerializeToString,
+            critiq_dot_v1_dot_models__pb2.Alias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/critiq.v1.Models/RollbackAlias',
+            critiq_dot_v1_dot_models__pb2.RollbackAliasRequest.SerializeToString,
+            critiq_dot_v1_dot_models__pb2.Alias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/critiq.v1.Models/RemoveAlias',
+            critiq_dot_v1_dot_models__pb2.RemoveAliasRequest.SerializeToString,
+            critiq_dot_v1_dot_models__pb2.RemoveAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetShadowReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/critiq.v1.Models/GetShadowReport',
+            critiq_dot_v1_dot_models__pb2.GetShadowReportRequest.SerializeToString,
+            critiq_dot_v1_dot_models__pb2.ShadowReport.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -91,15 +91,18 @@ async def infer(service: Service, request: Request, timeout: float | None) -> An
 
 
 async def _scores(service: Service, request: Request, name: str, options: _Options) -> Answer:
-    with service.registry.lease(name, request.version) as served:
-        model = served.model.manifest
+    with service.registry.lease(name, request.version):
+        pass  # whether there is such a model is said before anything about what was sent to it
     items = read_items(request.inputs, frozenset(("image", "prompt")), service.settings.limits.batch_items)
-    known = [dimension.name for dimension in model.dimensions]
-    prompted = any(prompt != "" for prompt in items.prompts)
-    possible = [dimension.name for dimension in model.dimensions if prompted or not dimension.needs_prompt]
-    wanted = _wanted(request, known) or possible or known
-    queries = _queries(items, Target(model.name, model.version, tuple(wanted)), options.priority)
-    results = await service.score_batch([Item(str(at), query) for at, query in enumerate(queries)], options.timeout)
+    pictures = [image for image in items.images if isinstance(image, ImageSource)]
+    with service.pinned(Target(name, request.version), pictures) as (target, served):
+        model = served.model.manifest
+        known = [dimension.name for dimension in model.dimensions]
+        prompted = any(prompt != "" for prompt in items.prompts)
+        possible = [dimension.name for dimension in model.dimensions if prompted or not dimension.needs_prompt]
+        wanted = _wanted(request, known) or possible or known
+        queries = _queries(items, replace(target, dimensions=tuple(wanted)), options.priority)
+        results = await service.score_batch([Item(str(at), query) for at, query in enumerate(queries)], options.timeout)
     outcomes = [_checked(result, options) for result in results]
     errors = _errors(outcomes, items, fill=options.fill)
     outputs = []
