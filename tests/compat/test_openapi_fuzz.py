@@ -44,6 +44,8 @@ rules:
 KNOWN = {
     "model": "tiny",
     "version": "1",
+    "targets": ["tiny:1"],
+    "shadow": None,
     "dimension": "brightness",
     "dimensions": ["brightness"],
     "policy": "gallery",
@@ -80,6 +82,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         "models.default": "tiny",
         "models.load": ["tiny"],
         "models.allow_changes": True,
+        "models.aliases": {"canary": "tiny:1"},
         "drift.allow_changes": True,
         "jobs.path": str(root / "jobs.db"),
         "moderation.policies": [str(root / "policy.yaml")],
@@ -180,6 +183,8 @@ def explored(operation: Any, examples: int) -> set[int]:
         case.query = {name: KNOWN.get(name, value) for name, value in (case.query or {}).items()}
         if "/models/" in case.path and data.draw(st.booleans()):
             case.path_parameters = {"name": "tiny"}
+        if "/aliases/" in case.path and data.draw(st.booleans()):
+            case.path_parameters = {"name": "canary"}
         statuses.add(check(case))
 
     run()
@@ -188,8 +193,9 @@ def explored(operation: Any, examples: int) -> set[int]:
 
 def test_what_the_document_allows(operations: list[Any]) -> None:
     unanswered = [entry for entry in operations if min(explored(entry, 14)) >= 300]
-    # A job's name cannot be guessed; the last version of the default model is never unloaded.
-    never = ("/v1/jobs/{name}", "/v1/models/{name}/unload")
+    # A job's name cannot be guessed; the last version of the default model is never unloaded; the alias has nothing to
+    # promote or to go back to.
+    never = ("/v1/jobs/{name}", "/v1/models/{name}/unload", "/v1/aliases/{name}/promote", "/v1/aliases/{name}/rollback")
     for entry in unanswered:
         if not any(path in entry.label for path in never):
             # Bad luck: another look at the same operation, long enough that some request is a good one.

@@ -72,6 +72,7 @@ def test_the_page_has_every_route(server: tuple[ServerProcess, Path]) -> None:
         .replace("$job", "NAME")
         .replace("critiq-builtin", "NAME")
         .replace("/clip/", "/NAME/")
+        .replace("/canary", "/NAME")
         .replace('"', "")
         .replace("'", "")
     )
