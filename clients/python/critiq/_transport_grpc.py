@@ -30,6 +30,8 @@ _OPTIONS = [
     ("grpc.max_send_message_length", _MESSAGE_LIMIT),
     ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
     ("grpc.enable_retries", 0),
+    # A name may stand for several servers: they take turns. gRPC would otherwise keep to the first.
+    ("grpc.lb_policy_name", "round_robin"),
     # While a channel waits to connect again every call fails at once, so these waits must be shorter than our own.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),

@@ -1,0 +1,39 @@
+"""A name that stands for several servers: gRPC clients take turns over its addresses, and go on without one that is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import critiq
+from critiq import _endpoint
+from tests.client import fake_server
+from tests.client.conftest import Blocking
+from tests.client.fake_server import Behaviour
+from tests.fixtures.images import encoded, photo
+
+PICTURE = encoded(photo(), "PNG")
+
+
+@pytest.mark.parametrize("kind", [critiq.Client, Blocking])
+def test_calls_are_spread_over_all_addresses(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    one, other = Behaviour(), Behaviour()
+    with fake_server.running(one) as first:
+        with fake_server.running(other) as second:
+            # What a resolver makes of such a name.
+            target = f"ipv4:{first.grpc_url},{second.grpc_url}"
+            endpoint = _endpoint.Endpoint(target, grpc=True, secure=False, headers={})
+            monkeypatch.setattr(_endpoint, "parse", lambda *_: endpoint)
+            client = kind("scores")
+            while not (one.calls and other.calls):  # the second connection may take a moment longer
+                client.score(PICTURE)
+                assert len(one.calls + other.calls) < 1000
+            before = len(one.calls), len(other.calls)
+            for _ in range(20):
+                client.score(PICTURE)
+            assert (len(one.calls) - before[0], len(other.calls) - before[1]) == (10, 10)
+        for _ in range(5):
+            client.score(PICTURE)
+        assert len(one.calls) == before[0] + 15
+        client.close()
