@@ -134,13 +134,27 @@ def _comment(lines: list[str], line: int) -> tuple[str, dict[str, Any]]:
     return " ".join(said), extra
 
 
+_TEXT = {"type": "string"}
+_TEXTS = {"type": "array", "items": _TEXT}
+_SHORT_FORMS: dict[tuple[str, ...], dict[str, Any]] = {
+    ("AliasSettings", "properties", "targets"): _TEXT,
+    ("AliasSettings",): {"anyOf": [_TEXT, _TEXTS]},
+    ("CompatSettings", "properties", "rewards", "additionalProperties"): _TEXT,
+    ("ModerationSettings", "properties", "policies"): _TEXT,
+    ("TlsSettings", "properties", "min_version"): {"enum": [1.2, 1.3]},
+}
+"""What settings take besides what their types say, which pydantic's schema leaves out."""
+
+
 def _settings_schema() -> dict[str, Any]:
     """The schema of the server's settings, without what may not stand in a ConfigMap."""
     found = _as_draft_7(Settings.model_json_schema())
     sections = found["definitions"]
-    rewards = sections["CompatSettings"]["properties"]["rewards"]
-    # The settings take a dimension's name alone, too.
-    rewards["additionalProperties"] = {"anyOf": [{"type": "string"}, rewards["additionalProperties"]]}
+    for (*way, name), short in _SHORT_FORMS.items():
+        place = sections
+        for step in way:
+            place = place[step]
+        place[name] = {"anyOf": [short, place[name]]}
     sections["RedisSettings"]["properties"]["url"] = {
         "description": "Without a user and a password: those come by redis.existingSecret.",
         "type": ["string", "null"],

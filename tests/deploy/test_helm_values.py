@@ -39,7 +39,7 @@ def test_the_defaults_pass() -> None:
 
 
 def objects(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """All objects of a schema whose names are listed, with the way to them."""
+    """All objects of the schema whose names are listed, with the way to them."""
     while "$ref" in node:
         node = SCHEMA["definitions"][node["$ref"].rpartition("/")[2]]
     if node.get("properties"):
@@ -104,8 +104,21 @@ def test_all_settings_of_a_server_are_taken() -> None:
     """What ``critiq serve --print-config`` prints can be pasted below ``settings``."""
     everything = yaml.safe_load(print_settings(load_settings(None, {})))
     jsonschema.validate({"settings": everything}, SCHEMA, jsonschema.Draft7Validator)
-    rewards = {"compat": {"rewards": {"a": "visual_quality", "b": {"dimension": "alignment", "scale": "raw"}}}}
-    jsonschema.validate({"settings": rewards}, SCHEMA, jsonschema.Draft7Validator)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"compat": {"rewards": {"a": "visual_quality", "b": {"dimension": "alignment", "scale": "raw"}}}},
+        {"models": {"aliases": {"a": "m:1", "b": ["m:1=90", "m:2=10"], "c": {"targets": "m:1", "shadow": "m:2=5"}}}},
+        {"security": {"tls": {"min_version": 1.3}}},
+        {"moderation": {"policies": "policies"}},
+        {"engine": {"background": [0, 0, 0]}, "features": {"redis": {"url": "rediss://valkey:6379/1"}}},
+    ],
+)
+def test_short_forms_of_settings_are_taken_too(settings: dict[str, Any]) -> None:
+    load_settings(None, settings)
+    jsonschema.validate({"settings": settings}, SCHEMA, jsonschema.Draft7Validator)
 
 
 def test_the_server_takes_the_settings_of_every_render(tmp_path: Path) -> None:
