@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -14,9 +13,9 @@ import httpx
 import pytest
 import pytest_asyncio
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.deploy.promql import named
+from tests.server.telemetry.exported import exported
 from tests.support.prometheus import SHIPPED, Prometheus, prometheus
 from tests.support.waiting import until_async
 from tests.support.watched import Watched, watched
@@ -31,14 +30,6 @@ OF_PROMETHEUS = {
 }
 RATE = "6s"
 """The span of rates: a dozen scrapes here."""
-ELSEWHERE = {
-    "process_virtual_memory_bytes",
-    "critiq_drift_psi",
-    "critiq_drift_wasserstein",
-    "critiq_drift_shift",
-    "critiq_drift_window_count",
-}
-"""Exported, but neither on the dashboard nor in a rule: /v1/drift and its report show those of drift."""
 ABSENT: frozenset[str] = frozenset()
 """Panels of what this machine has not."""
 
@@ -99,42 +90,22 @@ async def test_a_real_prometheus_answers_every_panel(scraped: Prometheus, server
     assert any(line.startswith("| Models |") and "plain 1 1" in line for line in lines)
 
 
-async def exposition(server: Watched) -> str:
-    async with httpx.AsyncClient(trust_env=False) as http:
-        return (await http.get(f"http://127.0.0.1:{server.app.metrics_port}/metrics")).text
-
-
 async def test_every_metric_and_label_in_queries_and_rules_is_one_that_a_server_exports(server: Watched) -> None:
     known: defaultdict[str, set[str]] = defaultdict(set, OF_PROMETHEUS)
+    for entry in exported(server.app.metrics.registry):
+        suffixes = ("_bucket", "_sum", "_count") if entry.kind == "histogram" else ("",)
+        for suffix in suffixes:
+            known[entry.name + suffix] = {*entry.labels, "job", "instance", *(["le"] if suffix == "_bucket" else [])}
     for group in yaml.safe_load((SHIPPED / "alerts.yaml").read_text())["groups"]:
         for rule in group["rules"]:
             if "record" in rule:
                 known[rule["record"]] |= named(rule["expr"]).labels
-    used = {place: named(expression) for place, expression in expressions()}
-    unknown: dict[str, frozenset[str]] = {}
-
-    async def all_known() -> bool:
-        for family in text_string_to_metric_families(await exposition(server)):
-            for sample in family.samples:
-                known[sample.name] |= {*sample.labels, "job", "instance"}
-        found = {place: entry.metrics - known.keys() for place, entry in used.items()}
-        unknown.clear()
-        unknown.update({place: names for place, names in found.items() if names})
-        return not unknown
-
-    with suppress(AssertionError):
-        await until_async(all_known, seconds=20, pause=0.5)
-    assert not unknown, "no server exports these"
-    for place, entry in used.items():
-        labels = set().union(*(known[metric] for metric in entry.metrics))
-        assert entry.labels <= labels, f"{place} goes by {entry.labels - labels}, which those metrics do not have"
-
-
-async def test_whatever_is_exported_is_shown_or_watched(server: Watched) -> None:
-    used = frozenset().union(*(named(expression).metrics for _, expression in expressions()))
-    shown = {re.sub("_(bucket|sum|count|total)$", "", name) for name in used}
-    exported = {family.name for family in text_string_to_metric_families(await exposition(server))}
-    assert {name for name in exported - shown if not name.endswith("_created")} == ELSEWHERE
+    for place, expression in expressions():
+        found = named(expression)
+        unknown = found.metrics - known.keys()
+        assert not unknown, f"{place} names {unknown}, which no server exports"
+        labels = set().union(*(known[metric] for metric in found.metrics))
+        assert found.labels <= labels, f"{place} goes by {found.labels - labels}, which those metrics do not have"
 
 
 async def test_its_numbers_are_the_servers(scraped: Prometheus, server: Watched) -> None:
