@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
-from pydantic import ValidationError
 
-from critiq_server.settings import Settings, load_settings, print_settings
+from critiq_server.flags import settings_from
+from critiq_server.settings import Settings, print_settings
 
 Text = Annotated[str | None, typer.Option()]
 
@@ -49,19 +48,7 @@ def _serve(
         "models.default": default,
         "runtime.provider": provider,
     }
-    flags: dict[str, Any] = {}
-    for path, value in named.items():
-        if value is not None:
-            _put(flags, path, value)
-    for assignment in set_ or []:
-        path, equals, text = assignment.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{assignment!r} is not of the form section.name=value")
-        try:
-            _put(flags, path, yaml.safe_load(text))
-        except (yaml.YAMLError, TypeError) as error:
-            raise typer.BadParameter(f"cannot set {path} to {text!r}: {error}") from error
-    settings = _settings(config, flags)
+    settings = settings_from("critiq serve", config, named, set_ or [])
     if print_config:
         sys.stdout.write(print_settings(settings))
         return
@@ -79,35 +66,6 @@ def main(arguments: Sequence[str]) -> int:
             sys.stderr.write(f"critiq serve: {error.format_message()}\n")
             return 2
         raise
-
-
-def _settings(config: Path | None, flags: dict[str, Any]) -> Settings:
-    try:
-        return load_settings(config, flags)
-    except ValidationError as error:
-        for problem in error.errors(include_url=False):
-            where = ".".join(map(str, problem["loc"])) or "settings"
-            # What stands for a whole section is long, and may hold what must not be shown.
-            section = isinstance(problem["input"], (dict, list)) or problem["type"] == "model_type"
-            hidden = section or any(word in where for word in ("secret", "token", "key"))
-            got = "" if hidden else f" (got {problem['input']!r})"
-            sys.stderr.write(f"critiq serve: {where}: {problem['msg']}{got}\n")
-    except yaml.MarkedYAMLError as error:
-        # Not the error's own text, which shows the line.
-        line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
-        sys.stderr.write(f"critiq serve: {config}, line {line}: {error.problem}\n")
-    except (FileNotFoundError, yaml.YAMLError, ValueError) as error:
-        sys.stderr.write(f"critiq serve: {error}\n")
-    raise typer.Exit(2)
-
-
-def _put(tree: dict[str, Any], path: str, value: Any) -> None:
-    *sections, name = path.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise TypeError(f"{section} was set to a value before")
-    tree[name] = value
 
 
 def _raise_open_file_limit() -> None:
