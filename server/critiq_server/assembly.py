@@ -49,6 +49,7 @@ class Assembly:
         metrics: where the parts count.
         policies: moderation policies; a model that they are about must give what they compare.
         on_change: told (name, version, serving?) when a model's version starts or stops serving.
+        cores: threads that decode and compute on the CPU; 0: as many as this process may use cores.
 
     Raises:
         StartError: a store of features cannot be opened.
@@ -60,11 +61,13 @@ class Assembly:
         metrics: Metrics,
         policies: Collection[Policy] = (),
         on_change: Callable[[str, str, bool], None] = lambda name, version, serving: None,
+        cores: int = 0,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._policies = policies
         self._told = on_change
+        self._cores = cores or usable_cores()
         try:
             self.service = self._build_service()
         except StoreError as error:
@@ -124,7 +127,7 @@ class Assembly:
         metrics.in_flight_limit.set(settings.limits.in_flight)
         metrics.in_flight_bytes.set_function(lambda: admission.bytes)
         metrics.in_flight_bytes_limit.set(settings.limits.in_flight_bytes)
-        self._workers = workers = Workers(usable_cores(), "cpu")
+        self._workers = workers = Workers(self._cores, "cpu")
         metrics.threads.set(workers.count)
         metrics.threads_busy.set_function(lambda: workers.count - workers.free)
         darkroom = Darkroom(

@@ -64,8 +64,8 @@ def test_serving_an_onnx_bundle_needs_neither_torch_nor_transformers(tmp_path: P
 
 # From the top down; a module may import those of later layers, and of its own.
 LAYERS = [
-    ["cli", "policy_cli", "security.keys_cli", "ray_serve"],
-    ["app"],
+    ["cli", "policy_cli", "security.keys_cli", "bulk.cli", "ray_serve"],
+    ["app", "bulk"],
     ["api"],
     ["jobs.operations", "jobs.runner", "jobs.callbacks", "jobs.outbox", "jobs.store", "jobs.records", "jobs.thread"],
     ["moderation"],
@@ -79,6 +79,7 @@ LAYERS = [
     ["bundles.model", "bundles.repository"],
     ["bundles.golden"],
     ["bundles.loaded"],
+    ["flags"],
     ["settings"],
     ["images", "jobs.settings", "features", "runtime", "prompts"],
     ["outbound"],

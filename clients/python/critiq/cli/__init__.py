@@ -29,6 +29,7 @@ app.command(epilog=exits.HELP)(models.models)
 app.add_typer(jobs.app, name="jobs", epilog=exits.HELP)
 for _command in (
     handover.serve,
+    handover.bulk,
     handover.export,
     handover.features,
     handover.policy,

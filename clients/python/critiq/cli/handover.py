@@ -14,6 +14,11 @@ def serve(context: typer.Context) -> None:
     _hand_over(context, "critiq_server.cli", "the server", "server")
 
 
+def bulk(context: typer.Context) -> None:
+    """Score a great many pictures into Parquet, resumably, without a server. Needs `server` and `parquet`, or `ray`."""
+    _hand_over(context, "critiq_server.bulk.cli", "bulk scoring", "server,parquet")
+
+
 def export(context: typer.Context) -> None:
     """Turn a trained checkpoint into a bundle. Needs the extra `export`."""
     _hand_over(context, "critiq_exporters.cli", "the exporter", "export")
