@@ -33,11 +33,13 @@ class Model:
 def choose_model(settings: Settings, name: str, version: str, dimensions: tuple[str, ...]) -> Model:
     """The version of a model that is found on disk: the newest where none is named; its dimensions, all by default.
 
+    An alias of the settings stands for its version; those that were changed on a running server are not looked at.
+
     Raises:
         BulkError: there is no such model, version or dimension.
     """
     bundles = find_bundles([*settings.models.directories, BUILTIN])
-    name = name or settings.models.default
+    name, version = _without_alias(settings, name, version)
     versions = bundles.get(name)
     if versions is None:
         raise BulkError(f"there is no model {name!r}; known: {', '.join(bundles)}")
@@ -51,6 +53,20 @@ def choose_model(settings: Settings, name: str, version: str, dimensions: tuple[
             raise BulkError(f"model {name!r} has no dimension {dimension!r}; it has {', '.join(known)}")
     digest = hashlib.sha256((bundle.directory / MANIFEST_FILE).read_bytes()).hexdigest()
     return Model(name, version, digest, tuple(entry for entry in known if not dimensions or entry in dimensions))
+
+
+def _without_alias(settings: Settings, name: str, version: str) -> tuple[str, str]:
+    aliases = settings.models.aliases
+    name = name or ("default" if "default" in aliases else settings.models.default)
+    if name not in aliases or version:
+        return name, version
+    targets = aliases[name].parsed()
+    if len(targets) > 1:
+        raise BulkError(
+            f"the alias {name!r} is shared by {', '.join(map(str, targets))}, and a run is scored by one version; "
+            "name it with --model and --version"
+        )
+    return targets[0].model, targets[0].version
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +108,12 @@ def for_bulk(settings: Settings, model: Model, batch: int) -> Settings:
     limits = settings.limits
     changes: dict[str, Any] = {
         "models": settings.models.model_copy(
-            update={"default": model.name, "load": (f"{model.name}:{model.version}",)}
+            update={
+                "default": model.name,
+                "load": (f"{model.name}:{model.version}",),
+                "aliases": {},
+                "state_file": None,
+            }
         ),
         "limits": limits.model_copy(update={"stream_window": batch, "in_flight": max(limits.in_flight, 2 * batch)}),
         "drift": settings.drift.model_copy(update={"enabled": False}),

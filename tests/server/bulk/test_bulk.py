@@ -203,6 +203,16 @@ def test_what_workers_are_told_holds_settings_and_secrets(tmp_path: Path, bundle
     assert "hunter2" not in repr(task)
 
 
+def test_an_alias_stands_for_its_version(bundles: Path) -> None:
+    settings = make_settings(
+        bundles, models={"aliases": {"default": "simulated:1", "both": ["tiny:1=50", "simulated:1"]}}
+    )
+    assert choose_model(settings, "", "", ()).name == "simulated"
+    with pytest.raises(BulkError, match="the alias 'both' is shared by"):
+        choose_model(settings, "both", "", ())
+    assert choose_model(settings, "tiny", "", ()).version == "1"
+
+
 def test_the_schema_is_the_same_for_every_part(tmp_path: Path, bundles: Path) -> None:
     source = write_table(tmp_path / "in.parquet", ENTRIES[:9], image=[b"x"] * 8 + [ENTRIES[8].data])
     score_in_bulk(source, tmp_path / "out", bundles)
