@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import re
 import sys
 import tempfile
 import time
@@ -36,10 +37,14 @@ ALLOWED_MB_PER_HOUR = 10.0
 
 @dataclass(frozen=True)
 class Sample:
-    """``at``: hours since the start; ``memory``: resident MB of the server."""
+    """``at``: hours since the start; ``memory``: resident MB of the server; ``anonymous``: those of no file.
+
+    What is resident of a store on disk counts in the first, and the system takes it back when it needs room.
+    """
 
     at: float
     memory: float
+    anonymous: float
     files: int
     threads: int
 
@@ -73,10 +78,15 @@ async def soak(root: Path, seconds: float, warm_up: float) -> tuple[list[Sample]
             while (passed := time.monotonic() - started) < seconds:
                 await asyncio.sleep(1.0)
                 if passed >= warm_up:
-                    memory = process.memory_info().rss / 1e6
-                    samples.append(Sample(passed / 3600, memory, process.num_fds(), process.num_threads()))
+                    memory = _megabytes(server.process.pid)
+                    samples.append(Sample(passed / 3600, *memory, process.num_fds(), process.num_threads()))
         status = await asyncio.to_thread(server.terminate)
     return samples, done, status, (root / "log").read_text()
+
+
+def _megabytes(pid: int) -> tuple[float, float]:
+    found = dict(re.findall(r"^(VmRSS|RssAnon):\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE))
+    return int(found["VmRSS"]) * 1024 / 1e6, int(found["RssAnon"]) * 1024 / 1e6
 
 
 @asynccontextmanager
@@ -156,12 +166,12 @@ DUE = {
 }
 
 
-def slope(samples: list[Sample]) -> tuple[float, float]:
-    """MB an hour by least squares, and half the width of its 95 % confidence interval.
+def slope(samples: list[Sample], of: str) -> tuple[float, float]:
+    """Of ``memory`` or ``anonymous``: MB an hour by least squares, and half the width of its 95 % confidence interval.
 
     Samples a second apart are not independent: they are averaged over a twentieth of the time before.
     """
-    parts = np.array_split(np.array([(sample.at, sample.memory) for sample in samples]), min(20, len(samples)))
+    parts = np.array_split(np.array([(sample.at, getattr(sample, of)) for sample in samples]), min(20, len(samples)))
     at, memory = np.array([part.mean(axis=0) for part in parts]).T
     (gradient, _), covariance = np.polyfit(at, memory, 1, cov=True)
     students_t = 2.101  # 18 degrees of freedom
@@ -176,16 +186,21 @@ def main() -> int:
     warm_up = chosen.minutes / 4 if chosen.warm_up is None else chosen.warm_up
     with tempfile.TemporaryDirectory() as root:
         samples, done, status, log = asyncio.run(soak(Path(root), 60 * chosen.minutes, 60 * warm_up))
-    gradient, half = slope(samples)
+    gradient, half = slope(samples, "memory")
+    anonymous, its_half = slope(samples, "anonymous")
     files, threads = ([getattr(sample, name) for sample in samples] for name in ("files", "threads"))
     print(
         f"{sum(done.values())} calls in {chosen.minutes:g} minutes: " + ", ".join(f"{v} {k}" for k, v in done.items())
     )
     print(
         f"memory {samples[0].memory:.1f} MB after {warm_up:g} minutes, {samples[-1].memory:.1f} MB at the end: "
-        f"{gradient:+.1f} ± {half:.1f} MB/hour (95 %); open files {min(files)} to {max(files)}, "
-        f"threads {min(threads)} to {max(threads)}; exit status {status}"
+        f"{gradient:+.1f} ± {half:.1f} MB/hour (95 %), without files {anonymous:+.1f} ± {its_half:.1f}; "
+        f"open files {min(files)} to {max(files)}, threads {min(threads)} to {max(threads)}; exit status {status}"
     )
+    for at in range(0, len(samples), max(1, len(samples) // 15)):
+        print(
+            f"  minute {60 * samples[at].at:5.1f}: {samples[at].memory:.2f} MB, {samples[at].anonymous:.2f} of no file"
+        )
     wrong = {kind: count for kind, count in done.items() if kind not in DUE}
     problems = [f"answers that were not due: {wrong}"] * bool(wrong)
     problems += ["memory grows"] * bool(gradient - half > ALLOWED_MB_PER_HOUR)
@@ -193,7 +208,9 @@ def main() -> int:
     for name, counts in (("files", files), ("threads", threads)):
         first, last = (np.median(part) for part in (counts[:quarter], counts[-quarter:]))
         problems += [f"{name} grow: {first:g}, then {last:g}"] * bool(last > first + 2)
-    problems += ["the log has tracebacks"] * ("Traceback" in log)
+    if "Traceback" in log:
+        problems.append("the log has tracebacks")
+        print(log[max(0, log.index("Traceback") - 300) :][:3000])
     problems += [f"the server ended with {status}"] * (status != 0)
     print("; ".join(problems) or "nothing grows")
     return 1 if problems else 0

@@ -26,6 +26,10 @@ Kind = Literal["score", "input", "embedding"]
 SEVERITY: tuple[State, ...] = ("learning", "steady", "warning", "alarm")
 
 _YEAR = 365.25 * 86400
+_LARGEST = 2**53
+"""Of counts and times in what was saved: beyond it JSON's readers disagree."""
+_HIGHEST_LEVEL = 40
+"""Of slots: each level doubles the time that a slot covers."""
 _EMBEDDING_SIZE = 5.0
 """Embeddings: the least shift that counts, in standard deviations, is so many times the least Kolmogorov-Smirnov
 statistic: 0.1 and 0.02. A shift of 0.1 makes a statistic of 0.04, but in a vector most coordinates hardly move."""
@@ -237,8 +241,12 @@ class Series:
             wanted, count, since = int(dumped["wanted"]), int(dumped["count"]), float(dumped["since"])
             frozen = float(dumped["frozen"]) if dumped["frozen"] is not None else None
             state, unit = dumped["state"], float(dumped["unit"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
+        if not all(0 <= number <= _LARGEST for number in (wanted, count, *(slot.start for slot in slots))):
+            raise ValueError(f"a count or a time is below 0 or above {_LARGEST}")
+        if not all(0 <= slot.level <= _HIGHEST_LEVEL for slot in slots):
+            raise ValueError(f"a slot's level is below 0 or above {_HIGHEST_LEVEL}")
         if state not in SEVERITY or (frozen is not None and baseline is None):
             raise ValueError(f"state {state!r} with{'out' if baseline is None else ''} a baseline")
         if self.kind == "embedding":

@@ -70,6 +70,11 @@ class Sketch:
         """Raises ``ValueError`` for what is no sketch."""
         try:
             kll = kll_floats_sketch.deserialize(base64.b64decode(dumped["kll"], validate=True))
+            # What reads like a sketch may still contradict itself, which only its use tells.
+            twin = kll_floats_sketch(kll.k)
+            twin.merge(kll)
+            if twin.n:
+                twin.get_cdf(np.zeros(1, np.float32))
         except (RuntimeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is no KLL sketch: {error}") from error
         sketch = cls()
