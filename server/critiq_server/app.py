@@ -19,6 +19,7 @@ from critiq_server.api.compat.faces import listeners
 from critiq_server.api.grpc_api import GrpcFace
 from critiq_server.api.metrics import metrics_app
 from critiq_server.api.rest import rest_app
+from critiq_server.api.tracing import TracedHttp
 from critiq_server.assembly import Assembly, StartError
 from critiq_server.jobs.operations import Jobs
 from critiq_server.jobs.store import JobStoreError
@@ -29,6 +30,7 @@ from critiq_server.security.guard import Guard
 from critiq_server.security.keys import KeysError
 from critiq_server.security.tls import Certificates, TlsError
 from critiq_server.settings import LOOPBACK, Settings
+from critiq_server.telemetry import traces
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.gpu import watch_gpus
 from critiq_server.telemetry.loop import watch_lag
@@ -67,6 +69,10 @@ class App:
             self._policies = load_policies(self.settings.moderation)
         except (TlsError, KeysError, PolicyError) as error:
             raise StartError(str(error)) from error
+        try:
+            self._tracer = traces.start(self.settings.telemetry.traces)
+        except traces.TracesUnavailable as error:
+            raise StartError(str(error)) from error
         self._assembly = Assembly(
             self.settings,
             self.metrics,
@@ -80,10 +86,11 @@ class App:
             await self.jobs.open()
         except JobStoreError as error:
             raise StartError(str(error)) from error
-        self._grpc = GrpcFace(self.service, self._is_ready, self.moderation, self.jobs, self._guard)
+        traced = self._tracer is not None or self.settings.log.access
+        self._grpc = GrpcFace(self.service, self._is_ready, self.moderation, self.jobs, self._guard, traced=traced)
         rest = rest_app(self.service, self._is_ready, self.moderation, self.jobs)
         rest.router.routes[:0] = self._routes
-        self.http = self._guarded(rest)
+        self.http = self._watched(rest)
         self._rest = self._face(self.http, "rest")
         self._listen()
         self._serving = [
@@ -127,6 +134,7 @@ class App:
         for task in self._watching:
             task.cancel()
         await self._assembly.close()
+        await traces.stop(self._tracer)
 
     async def _watch_drift(self) -> None:
         drift = self.service.drift
@@ -181,7 +189,7 @@ class App:
             for listener in listeners(self.service):
                 port, flag = listener.port, f"port in {listener.setting}"
                 opened = open_socket(host, port)
-                self._compat.append((self._face(self._guarded(listener.app, SCORE), "compat"), opened))
+                self._compat.append((self._face(self._watched(listener.app, SCORE), "compat"), opened))
                 self.compat_ports.append(opened.getsockname()[1])
             compat = [face for face, _ in self._compat]
             for name, faces in (("rest", [self._rest]), ("metrics", [self._metrics]), ("compat", compat)):
@@ -211,6 +219,10 @@ class App:
         return HttpFace(
             app, self.settings.limits, self._certificates, lambda reason: dropped.labels(port, reason).inc()
         )
+
+    def _watched(self, app: ASGIApp, scopes: Scopes | None = None) -> ASGIApp:
+        guarded = self._guarded(app, scopes)
+        return TracedHttp(guarded) if self._tracer is not None or self.settings.log.access else guarded
 
     def _guarded(self, app: ASGIApp, scopes: Scopes | None = None) -> ASGIApp:
         return app if self._guard is None else Guarded(app, self._guard, scopes)

@@ -61,6 +61,7 @@ def with_queues(
                 pool=workers if stage.runtime.provider == CPU else None,
                 max_compute=faults.max_compute_seconds,
                 on_lost=partial(health.batch_lost, stage_name),
+                attributes=_attributes(model, stage_name, stage.runtime.provider),
             )
     # An LMM has time limits and a breaker of its own, and its features may be in a store.
     health.queues = [batcher for batcher in batchers.values() if isinstance(batcher, Batcher)]
@@ -81,6 +82,7 @@ def with_queues(
             on_batch=_on_batch(metrics, name, lmm),
             on_drop=metrics.dropped.labels(name, lmm).inc,
             name=lmm,
+            attributes=_attributes(model, lmm, model.stages[lmm].runtime.provider),
         )
 
     batchers |= open_lanes(model, lmm_queue)
@@ -90,6 +92,15 @@ def with_queues(
         if stage.spec.outlasts or (stage.spec.cache and settings.features.includes(name, stage_name))
     }
     return ServedModel(model, batchers, frozenset(lasting), health)
+
+
+def _attributes(model: LoadedModel, stage: str, provider: str) -> dict[str, str]:
+    return {
+        "critiq.model": model.manifest.name,
+        "critiq.model.version": model.manifest.version,
+        "critiq.stage": stage,
+        "critiq.provider": provider,
+    }
 
 
 def _on_batch(metrics: Metrics, model: str, stage: str) -> Callable[[BatchReport], None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache, partial
 from time import perf_counter
@@ -54,12 +55,17 @@ from critiq_server.scoring.ranking import (
     unlike,
 )
 from critiq_server.security.guard import audited
+from critiq_server.security.limits import caller
 from critiq_server.settings import Settings
+from critiq_server.telemetry import traces
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
 from critiq_server.wording import quoted
 
 logger = structlog.get_logger("critiq")
+
+_call_bytes: ContextVar[int] = ContextVar("call_bytes", default=0)
+"""Bytes of the pictures of the current call, for its line in the log."""
 
 T = TypeVar("T")
 
@@ -302,6 +308,16 @@ class Service:
         work: Callable[[Query, Call], Awaitable[T]],
     ) -> T | CritiqError:
         """Does ``work`` for one item of several: its error is its own."""
+        with traces.span("item"):
+            return await self._own_outcome(name, query, timeout, work)
+
+    async def _own_outcome(
+        self,
+        name: str,
+        query: Query | CritiqError,
+        timeout: float | None,
+        work: Callable[[Query, Call], Awaitable[T]],
+    ) -> T | CritiqError:
         code = "OK"
         try:
             if isinstance(query, CritiqError):
@@ -320,6 +336,7 @@ class Service:
         finally:
             model = query.target.model if isinstance(query, Query) else ""
             self._items(self._label(model), code).inc()
+            traces.note({"critiq.code": code})
 
     async def _within(self, timeout: float | None, priority: Priority, work: Callable[[Call], Awaitable[T]]) -> T:
         limits = self.settings.limits
@@ -367,7 +384,7 @@ class Service:
         with self._observed("score_stream", model_of([item])):
             try:
                 size = len(item.query.image.data) if isinstance(item.query, Query) else 0
-                self.metrics.request_bytes.observe(size)
+                self._note_bytes(size)
                 while True:
                     await self.admission.room(size)
                     try:
@@ -384,7 +401,7 @@ class Service:
     @contextmanager
     def _admitted(self, queries: Sequence[Query]) -> Iterator[None]:
         size = sum(len(query.image.data) for query in queries)
-        self.metrics.request_bytes.observe(size)
+        self._note_bytes(size)
         try:
             holding = self.admission.admit(max(1, len(queries)), size)
             holding.__enter__()
@@ -395,6 +412,11 @@ class Service:
             yield
         finally:
             holding.__exit__(None, None, None)
+
+    def _note_bytes(self, size: int) -> None:
+        self.metrics.request_bytes.observe(size)
+        if self.settings.log.access:
+            _call_bytes.set(size)
 
     @contextmanager
     def _observed(self, operation: str, model: str, pictures: int = 0) -> Iterator[None]:
@@ -419,10 +441,22 @@ class Service:
             seconds = perf_counter() - started
             self._requests(operation, self._label(model), code).inc()
             self._latency(operation).observe(seconds)
+            traces.note({"critiq.operation": operation, "critiq.model": self._label(model), "critiq.code": code})
             if self.settings.log.access:
-                logger.info("request", operation=operation, model=self._label(model), code=code, seconds=seconds)
+                self._log_access(operation, model, code, seconds)
             if pictures:
                 self._items(self._label(model), code).inc(pictures)
+
+    def _log_access(self, operation: str, model: str, code: str, seconds: float) -> None:
+        logger.info(
+            "request",
+            operation=operation,
+            model=self._label(model),
+            code=code,
+            ms=round(1000 * seconds, 3),
+            bytes=_call_bytes.get(),
+            key=caller.get() or "",
+        )
 
     def _label(self, model: str) -> str:
         """A model name that is safe as a label: callers can send anything."""

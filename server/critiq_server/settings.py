@@ -22,6 +22,7 @@ from critiq_server.runtime.onnx import RuntimeSettings
 from critiq_server.scoring.drift_settings import DriftSettings
 from critiq_server.scoring.moderation_settings import ModerationSettings
 from critiq_server.security.settings import ConnectionLimits, SecuritySettings
+from critiq_server.telemetry.settings import TelemetrySettings
 
 
 class _Section(BaseModel):
@@ -229,6 +230,7 @@ class Settings(BaseSettings):
     drift: DriftSettings = Field(default_factory=DriftSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     security: SecuritySettings = Field(default_factory=SecuritySettings)
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
 
     @model_validator(mode="after")
     def _pickles_stay_on_this_machine(self) -> Settings:

@@ -19,6 +19,7 @@ from critiq import errors, wire
 from critiq._endpoint import Endpoint
 from critiq._requests import Call
 from critiq._retry import Deadline
+from critiq._tracing import traced
 from critiq.images import MAX_MESSAGE_BYTES
 from critiq.v1 import scoring_pb2
 
@@ -46,7 +47,6 @@ class GrpcTransport:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._metadata = tuple(endpoint.headers.items())
         self._channel = _blocking_channel(endpoint)
 
     def send(self, call: Call[T], deadline: Deadline) -> Any:
@@ -57,7 +57,7 @@ class GrpcTransport:
             response_deserializer=call.response.FromString,
         )
         try:
-            return method(call.request, timeout=deadline.remaining(), metadata=self._metadata)
+            return method(call.request, timeout=deadline.remaining(), metadata=_metadata(self._endpoint))
         except grpc.RpcError as error:
             raise _translated(error, self._endpoint.target, deadline) from error
         except ValueError as error:  # what grpc raises on a closed channel
@@ -85,7 +85,7 @@ class GrpcStream:
             response_deserializer=scoring_pb2.ScoreItemResult.FromString,
         )
         try:
-            self._call: Any = method(iter(self._outgoing.get, None), metadata=tuple(endpoint.headers.items()))
+            self._call: Any = method(iter(self._outgoing.get, None), metadata=_metadata(endpoint))
         except ValueError as error:  # a closed channel
             raise errors.Cancelled(str(error)) from error
         # A thread of our own, because grpc cannot wait for the next answer with a time limit.
@@ -148,7 +148,6 @@ class AsyncGrpcTransport:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._metadata = tuple(endpoint.headers.items())
         self._opened: grpc.aio.Channel | None = None
         self._stream_channel: grpc.Channel | None = None
 
@@ -170,7 +169,7 @@ class AsyncGrpcTransport:
             response_deserializer=call.response.FromString,
         )
         try:
-            return await method(call.request, timeout=deadline.remaining(), metadata=self._metadata)
+            return await method(call.request, timeout=deadline.remaining(), metadata=_metadata(self._endpoint))
         except grpc.RpcError as error:
             raise _translated(error, self._endpoint.target, deadline) from error
         except grpc.aio.UsageError as error:  # a closed channel
@@ -186,6 +185,10 @@ class AsyncGrpcTransport:
             self._stream_channel.close()
         if self._opened is not None:
             await self._opened.close(None)
+
+
+def _metadata(endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
+    return tuple(traced(endpoint.headers).items())
 
 
 def _blocking_channel(endpoint: Endpoint) -> grpc.Channel:

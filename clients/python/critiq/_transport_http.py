@@ -14,6 +14,7 @@ from critiq import errors, wire
 from critiq._endpoint import Endpoint
 from critiq._requests import Call
 from critiq._retry import Deadline
+from critiq._tracing import traced
 from critiq.images import MAX_MESSAGE_BYTES
 from critiq.v1 import scoring_pb2
 
@@ -86,7 +87,7 @@ class AsyncHttpTransport:
 def _request(
     client: httpx.Client | httpx.AsyncClient, call: Call[Any], endpoint: Endpoint, deadline: Deadline
 ) -> httpx.Request:
-    headers = {**endpoint.headers, "accept": _PROTOBUF}
+    headers = {**traced(endpoint.headers), "accept": _PROTOBUF}
     remaining = deadline.remaining()
     if remaining is not None:
         headers["critiq-timeout-ms"] = str(max(1, math.floor(remaining * 1000)))

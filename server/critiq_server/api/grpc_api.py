@@ -22,6 +22,7 @@ from critiq_server.api import jobs as jobs_face
 from critiq_server.api.access import GuardedCalls
 from critiq_server.api.grpc_errors import abort
 from critiq_server.api.oip import rpc as inference
+from critiq_server.api.tracing import TracedCalls
 from critiq_server.jobs.operations import Jobs
 from critiq_server.moderation import Moderation
 from critiq_server.queries import Item
@@ -51,6 +52,8 @@ class GrpcFace:
         moderation: Moderation,
         jobs: Jobs,
         guard: Guard | None = None,
+        *,
+        traced: bool = False,
     ) -> None:
         limit = service.settings.limits.request_bytes
         self._service = service
@@ -60,7 +63,10 @@ class GrpcFace:
         self._request_bytes = limit
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self.server = grpc.aio.server(
-            interceptors=[GuardedCalls(guard, abort)] if guard is not None else [],
+            interceptors=[
+                *([TracedCalls()] if traced else []),
+                *([GuardedCalls(guard, abort)] if guard is not None else []),
+            ],
             options=[
                 # The handlers refuse what is over the limit with a clear message; gRPC itself stops at twice as much.
                 ("grpc.max_receive_message_length", 2 * limit),

@@ -17,7 +17,8 @@ RETRY_KEY = "grpc-retry-pushback-ms"
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: CritiqError) -> NoReturn:
     """Ends the call with the error's status; always raises."""
     ERRORS.labels("grpc", error.code).inc()
-    metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, wire.error_to_proto(error).SerializeToString())]
+    metadata: list[tuple[str, str | bytes]] = [*(context.trailing_metadata() or ())]
+    metadata.append((ERROR_KEY, wire.error_to_proto(error).SerializeToString()))
     if error.retry_after is not None:
         metadata.append((RETRY_KEY, str(wire.milliseconds(error.retry_after))))
     await context.abort(error.grpc_status, str(error), tuple(metadata))

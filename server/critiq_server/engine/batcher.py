@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 from critiq.errors import CritiqError, DeadlineExceeded, TooBusy, Unavailable
 from critiq_server.engine.demand import Demand, Priority
 from critiq_server.engine.workers import Started, Workers
+from critiq_server.telemetry import traces
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -42,6 +43,8 @@ class _Item(Generic[Input, Output]):
     demand: Demand
     queued_at: float
     future: asyncio.Future[Output]
+    origin: object | None
+    """Who asks, for the traces."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +73,7 @@ class Batcher(Generic[Input, Output]):
         pool: threads to share with others; ``None``: as many of its own as it has ``workers``.
         max_compute: seconds after which a batch is taken for lost; its items get ``Unavailable``. 0: never.
         on_lost: told ``True`` of a batch that is lost, ``False`` when one comes back after all.
+        attributes: what traces say of its batches.
     """
 
     compute: Callable[[list[Input]], Sequence[Output | CritiqError]]
@@ -83,6 +87,7 @@ class Batcher(Generic[Input, Output]):
     pool: Workers | None = None
     max_compute: float = 0.0
     on_lost: Callable[[bool], None] = lambda lost: None
+    attributes: traces.Attributes = field(default_factory=dict)
     _queue: list[_Item[Input, Output]] = field(default_factory=list, init=False)
     _busy: int = field(default=0, init=False)
     _batches_since_bulk: int = field(default=0, init=False)
@@ -123,7 +128,7 @@ class Batcher(Generic[Input, Output]):
                 f"stage {self.name!r} has {len(self._queue)} items waiting, its limit; try again later",
                 retry_after=self.expected_wait(),
             )
-        entry = _Item(item, bucket, demand, perf_counter(), self._loop.create_future())
+        entry = _Item(item, bucket, demand, perf_counter(), self._loop.create_future(), traces.origin())
         self._queue.append(entry)
         self._pump()
         return entry.future
@@ -251,7 +256,8 @@ class Batcher(Generic[Input, Output]):
         started = perf_counter()  # not the loop's time, which uvloop rounds to milliseconds
         outputs: Sequence[Output | CritiqError]
         try:
-            outputs = self.compute([item.input for item in batch])
+            with traces.batch(self.name, self.attributes, batch):
+                outputs = self.compute([item.input for item in batch])
             if len(outputs) != len(batch):
                 raise RuntimeError(f"{len(batch)} inputs came out as {len(outputs)} outputs")
         except Exception as error:

@@ -33,6 +33,7 @@ from critiq_server.features.tiers import LowerTiers
 from critiq_server.prompts import Tokens
 from critiq_server.runtime.lmm.base import LmmUnreachable
 from critiq_server.runtime.onnx import CPU
+from critiq_server.telemetry import traces
 
 Inputs = Mapping[str, NDArray[Any]]
 StageBatcher = Batcher[Inputs, Features]
@@ -147,6 +148,8 @@ class Engine:
             return None
         features = self.store.get(key)
         self._on_lookup(name, features is not None)
+        if features is not None:
+            traces.event("found in memory", {"critiq.stage": name})
         return features
 
 
@@ -165,9 +168,10 @@ class _Request:
 
     async def value(self, name: str, demand: Demand) -> Features:
         # Keyed by the served model as well: a model that is being unloaded takes no newcomers along.
-        return await self.engine._flights.join(
-            (id(self.served), self.keys[name]), demand, lambda flight: self._start(name, flight)
-        )
+        key = (id(self.served), self.keys[name])
+        if traces.tracer is not None and key in self.engine._flights:
+            traces.event("joined a computation under way", {"critiq.stage": name})
+        return await self.engine._flights.join(key, demand, lambda flight: self._start(name, flight))
 
     def _start(self, name: str, flight: Flight[Features]) -> Awaitable[Features]:
         stage = self.served.model.stages[name]
@@ -179,7 +183,9 @@ class _Request:
         self, stage: LoadedStage, below: LowerTiers, flight: Flight[Features]
     ) -> Features:
         name = stage.spec.name
-        features = await below.get(self.keys[name])
+        with traces.span("look up below memory", {"critiq.stage": name}):
+            features = await below.get(self.keys[name])
+            traces.note({"critiq.found": features is not None})
         if features is None:
             return await self._compute(stage, flight)
         self.found_below.add(name)

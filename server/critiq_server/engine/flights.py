@@ -51,6 +51,9 @@ class Flights(Generic[Value]):
     def __len__(self) -> int:
         return len(self._flights)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._flights
+
     async def join(self, key: Hashable, demand: Demand, start: Callable[[Flight[Value]], Awaitable[Value]]) -> Value:
         """The value of ``key``: from the computation under way, or from a new one made by ``start``.
 

@@ -14,6 +14,7 @@ from critiq_server.images.limits import ImageLimits
 from critiq_server.images.source import EncodedImage
 from critiq_server.outbound.connect import Answer, Outbound, Resolver
 from critiq_server.outbound.urls import UrlRules
+from critiq_server.telemetry import traces
 
 FIELD = "image.url"
 
@@ -74,6 +75,10 @@ class RemotePictures:
             yield EncodedImage(await self._download(url))
 
     async def _download(self, url: str) -> bytes:
+        with traces.span("download", leaves=True):
+            return await self._fetch(url)
+
+    async def _fetch(self, url: str) -> bytes:
         code, started = "CANCELLED", perf_counter()
         try:
             address = self._outbound.check(url, FIELD)
@@ -83,7 +88,7 @@ class RemotePictures:
                 seconds=self._settings.timeout_seconds,
                 max_bytes=self._limits.max_bytes,
                 field=FIELD,
-                headers={"Accept": "image/*,*/*;q=0.5"},
+                headers={"Accept": "image/*,*/*;q=0.5", **traces.headers_for_strangers()},
             )
             _check_status(answer, address.host)
             code = "OK"

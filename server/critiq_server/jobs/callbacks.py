@@ -21,6 +21,7 @@ from critiq_server.jobs.settings import CallbackSettings
 from critiq_server.jobs.thread import Thread
 from critiq_server.outbound.connect import Answer, Outbound
 from critiq_server.outbound.urls import parse
+from critiq_server.telemetry import traces
 from critiq_server.telemetry.faults import internal
 
 logger = structlog.get_logger("critiq")
@@ -122,7 +123,10 @@ class Callbacks:
 
     async def _try(self, delivery: Delivery) -> None:
         try:
-            outcome = await self._attempt(delivery)
+            link = "" if traces.tracer is None else await self._run(self._outbox.trace, delivery)
+            with traces.linked("callback", link, {"critiq.attempt": delivery.attempts + 1}):
+                outcome = await self._attempt(delivery)
+                traces.note({"critiq.outcome": outcome})
         except Exception as error:
             outcome = "failed"
             internal("callback", error)
@@ -156,6 +160,7 @@ class Callbacks:
             field=FIELD,
             headers={
                 "Content-Type": "application/json",
+                **traces.headers_for_strangers(),
                 "webhook-id": delivery.message,
                 "webhook-timestamp": str(int(now.timestamp())),
                 "webhook-signature": " ".join(key.sign(delivery.message, now, text) for key in self._keys),

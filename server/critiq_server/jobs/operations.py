@@ -23,6 +23,7 @@ from critiq_server.moderation import Moderation
 from critiq_server.outbound.connect import Outbound
 from critiq_server.queries import Item, Query, Target, check_unique
 from critiq_server.security.limits import caller
+from critiq_server.telemetry import traces
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
 from critiq_server.wording import quoted
@@ -113,7 +114,9 @@ class Jobs:
             _check_no_target(items)
         if callback:
             self._check_callback(callback)
-        new = NewJob([stored(item) for item in items], policy, policy_version, asked, callback, key, caller.get() or "")
+        trace = traces.headers().get("traceparent", "")
+        owner = caller.get() or ""
+        new = NewJob([stored(item) for item in items], policy, policy_version, asked, callback, key, owner, trace)
         if new.size > self._settings.max_bytes:
             raise TooLarge(
                 f"the job has {new.size:,} bytes, the limit is {self._settings.max_bytes:,}; send several",

@@ -40,6 +40,11 @@ class Outbox:
         due: float | None = self._run("SELECT min(due) FROM callbacks WHERE due > ?", (after,)).fetchone()[0]
         return due
 
+    def trace(self, delivery: Delivery) -> str:
+        """``traceparent`` of the call that submitted the job; empty: none is known."""
+        row = self._run("SELECT parent FROM traces WHERE job = ?", (delivery.job,)).fetchone()
+        return "" if row is None else str(row["parent"])
+
     def delivered(self, delivery: Delivery) -> None:
         self._settle(delivery, "delivered", "", None)
 

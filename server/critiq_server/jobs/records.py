@@ -46,6 +46,8 @@ class NewJob:
     key: str = ""
     owner: str = ""
     """Name of the API key that submitted it; empty where none was asked for."""
+    trace: str = ""
+    """``traceparent`` of the call that submitted it; empty where it is not traced."""
 
     @property
     def size(self) -> int:

@@ -18,6 +18,7 @@ from critiq_server.jobs.settings import JobSettings
 from critiq_server.jobs.store import Answer, JobStore
 from critiq_server.jobs.thread import Thread
 from critiq_server.moderation import Moderation
+from critiq_server.telemetry import traces
 from critiq_server.telemetry.faults import internal
 
 logger = structlog.get_logger("critiq")
@@ -103,7 +104,9 @@ class Runner:
         while portion := await self._run(self._store.portion, job.id, self._settings.portion):
             if tries := portion[0].tries:  # nothing is left but what failed before
                 await asyncio.sleep(min(_LONGEST_PAUSE, 2.0**tries) * random.uniform(0.5, 1.0))  # noqa: S311
-            await self._do_portion(job, portion)
+            link = "" if traces.tracer is None else await self._run(self._store.trace, job.id)
+            with traces.linked("job portion", link, {"critiq.job": job.id, "critiq.items": len(portion)}):
+                await self._do_portion(job, portion)
         await self._end(job.id, "done", "")
 
     async def _do_portion(self, job: Job, portion: Sequence[PendingItem]) -> None:
@@ -126,7 +129,8 @@ class Runner:
         """The outcome of an item, or the item where another try may help."""
         try:
             async with self._places:
-                result = await self._result(job, item)
+                with traces.span("item"):
+                    result = await self._result(job, item)
         except Stopping:
             await asyncio.Event().wait()  # this server does no more; what is not answered is taken up after the start
             raise

@@ -44,6 +44,10 @@ CREATE TABLE callbacks (
 );
 CREATE INDEX callbacks_due ON callbacks (due) WHERE due IS NOT NULL;
 """
+_TRACES = """CREATE TABLE IF NOT EXISTS traces (
+  job INTEGER PRIMARY KEY REFERENCES jobs ON DELETE CASCADE, parent TEXT NOT NULL
+)"""
+"""Beside the schema's version: servers that know nothing of it can use the file."""
 _JOB = """SELECT jobs.*, callbacks.url, callbacks.state AS callback_state, callbacks.attempts, callbacks.last_error,
 callbacks.due FROM jobs LEFT JOIN callbacks ON callbacks.job = jobs.number """
 _PORTION_BYTES = 32 * 2**20
@@ -127,6 +131,7 @@ class JobStore:
                     f"{path} has jobs of version {version}, this server knows {SCHEMA}; finish them with the server "
                     "that made them, or name another file"
                 )
+            run(_TRACES)
 
     def close(self) -> None:
         self.connection.close()
@@ -187,6 +192,8 @@ class JobStore:
                     for position, item in enumerate(new.items)
                 ),
             )
+            if new.trace:
+                self.connection.execute("INSERT INTO traces (job, parent) VALUES (?, ?)", (number, new.trace))
             if new.callback:
                 self.connection.execute(
                     "INSERT INTO callbacks (job, message, url, state) VALUES (?, ?, ?, 'pending')",
@@ -200,6 +207,13 @@ class JobStore:
             _JOB + "WHERE jobs.id = ?1 AND (?2 IS NULL OR jobs.owner = ?2)", (name, owner)
         ).fetchone()
         return None if row is None else _job(row)
+
+    def trace(self, name: str) -> str:
+        """``traceparent`` of the call that submitted a job; empty: none is known."""
+        row = self.connection.execute(
+            "SELECT parent FROM traces JOIN jobs ON number = job WHERE id = ?", (name,)
+        ).fetchone()
+        return "" if row is None else str(row["parent"])
 
     def recent(self, state: JobState | None, limit: int, after: str, owner: str | None = None) -> list[Job]:
         """Newest first; ``after``: only those older than this one. None if that is not there any more."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from io import BytesIO
 from typing import Any
 
@@ -25,6 +26,7 @@ from critiq_server.bundles.lmm import Backbone, GridProcessor
 from critiq_server.runtime.lmm.base import Instruction, LmmUnreachable, Pixels, rounded
 from critiq_server.runtime.lmm.folder import LmmUnavailable
 from critiq_server.runtime.lmm.settings import RemoteSettings
+from critiq_server.telemetry import traces
 
 _PAUSE_FIRST, _PAUSE_LONGEST = 0.1, 2.0
 """Seconds before a question is asked again; each pause is drawn below a bound that doubles."""
@@ -118,7 +120,9 @@ class RemoteExtractor:
             for row, url in enumerate(urls)
             for entry in instructions
         ]
-        features = list(self._threads.map(lambda question: self._ask(*question), questions))
+        # Each in a copy of this thread's context, which knows the trace.
+        contexts = [copy_context() for _ in questions]
+        features = list(self._threads.map(lambda own, question: own.run(self._ask, *question), contexts, questions))
         return rounded(np.stack(features), self._backbone.stored).reshape(len(pictures), len(instructions), -1)
 
     def close(self) -> None:
@@ -127,6 +131,10 @@ class RemoteExtractor:
 
     def _ask(self, url: str, text: str) -> NDArray[np.float32]:
         """One feature, float32 ``[width]``; raises ``LmmUnreachable``."""
+        with traces.span("ask remote LMM", {"critiq.lmm": self._backbone.model}, leaves=True):
+            return self._answered(url, text)
+
+    def _answered(self, url: str, text: str) -> NDArray[np.float32]:
         attempts = Retrying(
             stop=stop_after_attempt(self._settings.attempts),
             wait=wait_random_exponential(_PAUSE_FIRST, _PAUSE_LONGEST),
@@ -169,7 +177,7 @@ class RemoteExtractor:
         if isinstance(bounds, GridProcessor):
             body["mm_processor_kwargs"] = {"min_pixels": bounds.min_pixels, "max_pixels": bounds.max_pixels}
         try:
-            response = self._client.post("/pooling", json=body)
+            response = self._client.post("/pooling", json=body, headers=traces.headers())
         except httpx.HTTPError as error:
             raise _TryAgain(f"{type(error).__name__}: {error}") from error
         if response.status_code >= 500 or response.status_code in (408, 425, 429):

@@ -34,7 +34,14 @@ CALLER_REFUSALS = Counter(
     ["reason"],
     registry=None,
 )
-EVERY = (FAULTS, ERRORS, AUDITS, CALLER_CALLS, CALLER_REFUSALS)
+TRACE_SPANS = Counter(
+    "critiq_trace_spans_total",
+    "Spans of traces, by outcome: made, exported, failed (the collector did not take them). Those made and neither "
+    "exported nor failed wait, or were dropped because too many did.",
+    ["outcome"],
+    registry=None,
+)
+EVERY = (FAULTS, ERRORS, AUDITS, CALLER_CALLS, CALLER_REFUSALS, TRACE_SPANS)
 
 _MOST_CALLERS = 200
 

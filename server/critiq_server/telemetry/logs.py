@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from critiq_server.telemetry import traces
+
 if TYPE_CHECKING:
     from critiq_server.settings import LogSettings
+
+
+def _ids(logger: Any, method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The ids by which a line is found from a trace, and the other way round."""
+    if found := traces.request_id.get():
+        entry["request_id"] = found
+    if traces.tracer is not None and (ids := traces.tracer.ids()) is not None:
+        entry["trace_id"], entry["span_id"] = ids
+    return entry
 
 
 def configure(settings: LogSettings) -> None:
     """Sets up logging of the process, to standard error."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _ids,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,10 @@ from critiq_server.runtime.lmm.folder import LmmUnavailable
 from critiq_server.runtime.lmm.instructions import standard_backbone
 from critiq_server.runtime.lmm.settings import RemoteSettings
 from critiq_server.runtime.remote import Breaker, RemoteExtractor
+from critiq_server.telemetry import traces
+from critiq_server.telemetry.settings import TraceSettings
+from critiq_server.telemetry.tracer import OtlpTracer
+from tests.support.collector import collecting
 from tests.support.pooling import Answer, Behaviour, PoolingServer, pooled, pooling_server, question_of
 
 WIDTH = 6
@@ -187,3 +192,21 @@ def test_features_are_rounded_to_what_the_store_keeps() -> None:
         found = extractor.extract(PICTURES[:1], None, QUESTIONS[:1])
         extractor.close()
     assert np.array_equal(found, np.full((1, 1, WIDTH), np.float16(1 / 3), np.float32))
+
+
+async def test_each_question_carries_the_trace_of_its_batch() -> None:
+    with collecting() as collector:
+        tracer = OtlpTracer(TraceSettings(endpoint=f"http://127.0.0.1:{collector.port}"))
+        with remote() as (extractor, served), pytest.MonkeyPatch.context() as patched:
+            patched.setattr(traces, "tracer", tracer)
+            call = tracer.call("call", {}, {})
+            item = SimpleNamespace(origin=traces.origin(), queued_at=time.perf_counter())
+            with traces.batch("ask", {}, [item]):
+                extractor.extract(PICTURES[:1], ["a cat"], QUESTIONS)
+            tracer.answered(call, {}, "")
+        await tracer.close()
+    (batch,) = collector.named("ask batch")
+    asked = collector.named("ask remote LMM")
+    assert [(span.parent, span.kind) for span in asked] == [(batch.id, 3)] * 2
+    sent = {tuple(headers["traceparent"].split("-")[1:3]) for headers in served.headers}
+    assert sent == {(batch.trace, span.id) for span in asked}
