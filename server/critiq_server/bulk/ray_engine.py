@@ -73,7 +73,7 @@ def _connect(ray: Any, address: str) -> None:
     logging.getLogger("ray.data").setLevel("ERROR")
     wanted: dict[str, Any] = {"address": address}
     if not address:
-        wanted = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+        wanted = {"address": "local", "include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
         ray.init(**wanted, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:

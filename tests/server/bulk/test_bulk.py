@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow.parquet
@@ -17,7 +18,7 @@ from critiq_server.bulk.errors import BulkError
 from critiq_server.bulk.inputs import Columns
 from critiq_server.bulk.local import CRASHES, _Crew
 from critiq_server.bulk.run import Stop
-from critiq_server.bulk.task import Task, choose_model
+from critiq_server.bulk.task import Model, Task, choose_model
 from critiq_server.bulk.units import Unit
 from tests.support.bulk import SHADES, rows_of, samples, score_in_bulk, write_folder, write_table, write_tar
 from tests.support.bundles import write_bundle
@@ -111,6 +112,17 @@ def test_another_model_or_input_is_refused_unless_started_anew(tmp_path: Path, b
     assert len(rows_of(tmp_path / "out")) == 4
     assert score_in_bulk(source, tmp_path / "out", other, restart=True).rows == 3
     assert rows_of(tmp_path / "out")[0]["brightness_raw"] == pytest.approx(0.5)
+
+
+def test_workers_refuse_another_model_than_the_run_began_with(
+    tmp_path: Path, bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(*asked: Any) -> Model:
+        return replace(choose_model(*asked), digest="0" * 64)
+
+    monkeypatch.setattr("critiq_server.bulk.run.choose_model", other)
+    with pytest.raises(BulkError, match="here is not what the run began with"):
+        score_in_bulk(write_folder(tmp_path / "in", ENTRIES[:1]), tmp_path / "out", bundles)
 
 
 def test_one_file(tmp_path: Path, bundles: Path) -> None:
