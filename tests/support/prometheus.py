@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -48,9 +49,14 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def prometheus(folder: Path, targets: Sequence[str], interval: str = "500ms") -> AsyncIterator[Prometheus]:
-    """Runs one that scrapes ``targets``; of the shipped configuration only they and the intervals are changed."""
-    with _process(folder, targets, interval) as (process, address):
+async def prometheus(
+    folder: Path, targets: Sequence[str], ca: Path, key: Path, interval: str = "500ms"
+) -> AsyncIterator[Prometheus]:
+    """Runs one that scrapes ``targets`` over TLS with a key.
+
+    Of the shipped configuration these and the intervals are changed, and the lines for keys and TLS switched on.
+    """
+    with _process(folder, targets, ca, key, interval) as (process, address):
         async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False, timeout=20) as http:
 
             async def ready() -> bool:
@@ -65,13 +71,19 @@ async def prometheus(folder: Path, targets: Sequence[str], interval: str = "500m
 
 
 @contextmanager
-def _process(folder: Path, targets: Sequence[str], interval: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def _process(
+    folder: Path, targets: Sequence[str], ca: Path, key: Path, interval: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     program = needs("prometheus")
-    config = yaml.safe_load((SHIPPED / "prometheus.yaml").read_text())
+    text = re.sub(r"# (authorization:|scheme:|tls_config:)", r"\1", (SHIPPED / "prometheus.yaml").read_text())
+    assert "/run/secrets/critiq-metrics-key" in text
+    assert "/run/secrets/ca.pem" in text
+    text = text.replace("/run/secrets/critiq-metrics-key", str(key)).replace("/run/secrets/ca.pem", str(ca))
+    config = yaml.safe_load(text)
     config["global"] = dict.fromkeys(("scrape_interval", "evaluation_interval"), interval)
     config["rule_files"] = [str(SHIPPED / name) for name in config["rule_files"]]
     config["scrape_configs"] = [entry for entry in config["scrape_configs"] if entry["job_name"] == "critiq"]
-    config["scrape_configs"][0]["static_configs"] = [{"targets": list(targets)}]
+    config["scrape_configs"][0] |= {"static_configs": [{"targets": list(targets)}], "dns_sd_configs": []}
     folder.mkdir()
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from redis.asyncio import Redis
 
 import critiq
 from critiq_server.app import App
+from critiq_server.security.keys import append, new_key
+from critiq_server.telemetry.gpu import GpuCollector
 from tests.support.bundles import write_bundle, write_simulated
+from tests.support.certificates import Authority
 from tests.support.https import Asked, Website, answer, website
 from tests.support.lmm_bundles import write_with_an_lmm
 from tests.support.receiver import Receiver, receiving
@@ -38,6 +44,10 @@ class Watched:
 
     app: App
     client: critiq.AsyncClient
+    ca: Path
+    """Certificate of the authority that the server's certificate is of."""
+    metrics_key: Path
+    """File with a key for Prometheus."""
     site: Website
     receiver: Receiver
     _pictures: Iterator[int] = field(default_factory=lambda: count(1))
@@ -66,6 +76,26 @@ class Watched:
             pass
         await client.submit_job([(self.picture(), "a cat"), b"no picture"], callback=self.receiver.url)
 
+    async def trouble(self) -> None:
+        """What should not happen: a stage that fails, a model that does not load, a stranger, a slow client."""
+        with self.app.service.registry.lease("simulated") as served:
+            runtime: Any = served.model.stages["device"].runtime
+        run, runtime.run = runtime.run, _fails
+        with suppress(critiq.CritiqError):
+            await self.client.score(self.picture(), model="simulated")
+        runtime.run = run
+        with suppress(critiq.CritiqError):
+            await self.client.load_model("broken")
+        url = f"grpcs://127.0.0.1:{self.app.grpc_port}"
+        async with critiq.AsyncClient(url, ca_file=self.ca, api_key="of-no-key", retries=0) as stranger:
+            with suppress(critiq.Unauthenticated):
+                await stranger.score(self.picture())
+        trusted = ssl.create_default_context(cafile=self.ca)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.app.rest_port, ssl=trusted)
+        writer.write(b"GET / HT")
+        await reader.read()
+        writer.close()
+
     async def overload(self) -> None:
         """More than is accepted: some are refused, some end before their turn."""
         await asyncio.gather(
@@ -92,6 +122,10 @@ async def _damaged(bundles: Path, redis: RedisServer) -> np.ndarray[tuple[int, .
     return picture
 
 
+def _fails(inputs: Any) -> Any:
+    raise RuntimeError("the device is gone")
+
+
 @asynccontextmanager
 async def watched(folder: Path) -> AsyncIterator[Watched]:
     """Runs one, with a Redis, a website to fetch from, a receiver of callbacks; what it writes lies in ``folder``."""
@@ -103,16 +137,23 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
     bundles = folder / "bundles"
     write_with_an_lmm(bundles)
     write_bundle(bundles, "plain")
+    write_bundle(bundles, "broken", expected_shift=1)
     write_simulated(bundles, batch_ms=40, max_batch=4)
     (folder / "gate.yaml").write_text(POLICY)
+    text, operator = new_key("operator", ["score", "models", "metrics"])
+    metrics_text, metrics_key = new_key("prometheus", ["metrics"])
+    for key in (operator, metrics_key):
+        append(folder / "keys.yaml", key)
+    (folder / "metrics.key").write_text(metrics_text)
+    files = Authority(folder / "tls").server()
     with redis_server() as redis:
         picture = await _damaged(bundles, redis)
         async with website(reply) as site, receiving() as receiver:
             settings = make_settings(
                 bundles,
-                models={"load": ("tiny", "plain", "simulated")},
+                models={"load": ("tiny", "plain", "simulated"), "allow_changes": True},
                 lmm={"on_miss": "stored"},
-                limits={"in_flight": 32, "batch_items": 32},
+                limits={"in_flight": 32, "batch_items": 32, "header_seconds": 1.0},
                 features={
                     "disk": {"path": folder / "features"},
                     "redis": {"url": redis.url, "timeout_ms": 2000},
@@ -127,7 +168,31 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
                 jobs={"path": folder / "jobs.db", "callbacks": receiver.settings()},
                 moderation={"policies": [folder / "gate.yaml"]},
                 drift={"check_seconds": 0.2, "baseline_requests": 100, "least_count": 20},
+                security={
+                    "keys_file": folder / "keys.yaml",
+                    "tls": {"certificate": files.certificate, "key": files.key},
+                },
             )
-            async with running(settings) as app, critiq.AsyncClient(f"127.0.0.1:{app.grpc_port}", retries=0) as client:
+            async with (
+                running(settings) as app,
+                critiq.AsyncClient(
+                    f"grpcs://127.0.0.1:{app.grpc_port}", ca_file=files.ca, api_key=text, retries=0
+                ) as client,
+            ):
+                app.metrics.registry.register(GpuCollector(ONE_GPU))
                 await client.score(picture, "a cat", model="plain")
-                yield Watched(app, client, site, receiver)
+                yield Watched(app, client, files.ca, folder / "metrics.key", site, receiver)
+
+
+ONE_GPU = SimpleNamespace(
+    NVMLError=RuntimeError,
+    NVML_TEMPERATURE_GPU=0,
+    nvmlDeviceGetCount=lambda: 1,
+    nvmlDeviceGetHandleByIndex=lambda index: index,
+    nvmlDeviceGetName=lambda handle: "Made up",
+    nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=20 * 2**30, total=80 * 2**30),
+    nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=40),
+    nvmlDeviceGetTemperature=lambda handle, sensor: 55,
+    nvmlDeviceGetPowerUsage=lambda handle: 300_000,
+)
+"""What stands for the driver of a machine with one GPU."""
