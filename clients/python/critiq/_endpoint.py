@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ _PRINTABLE = re.compile(r"[!-~]+")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """``target``: ``host:port`` for gRPC, the base URL for REST."""
+    """``target``: ``host:port`` for gRPC (``ipv4:`` and several where there are more), the base URL for REST."""
 
     target: str
     grpc: bool
@@ -35,9 +36,11 @@ def parse(
 ) -> Endpoint:
     """``host[:port]``, ``grpc://``, ``grpcs://`` and ``unix:`` mean gRPC, ``http://`` and ``https://`` REST.
 
+    For gRPC there may be several addresses with commas between them.
+
     Raises:
-        InvalidArgument: another scheme, no host, a port that is no number, an unreadable ``ca_file``, or an ``api_key``
-            that no header can carry.
+        InvalidArgument: another scheme, no host, a port that is no number, several addresses of which one is none, an
+            unreadable ``ca_file``, or an ``api_key`` that no header can carry.
     """
     certificates = Path(ca_file) if ca_file is not None else None
     if certificates is not None and not certificates.is_file():
@@ -57,6 +60,8 @@ def parse(
         scheme, rest = "grpc", url
     if scheme not in ("grpc", "grpcs", "http", "https"):
         raise InvalidArgument(f"{url!r}: use host:port, grpc://, grpcs://, unix:, http:// or https://", field="url")
+    if "," in rest and scheme in ("grpc", "grpcs"):
+        return Endpoint(_addresses(rest), True, scheme == "grpcs", names, certificates)
     try:
         parts = urlsplit(f"//{rest}")
         host, port = parts.hostname, parts.port
@@ -71,3 +76,22 @@ def parse(
         raise InvalidArgument(f"{url!r}: a gRPC address is only host and port", field="url")
     address = f"[{host}]" if ":" in host else host
     return Endpoint(f"{address}:{port or _GRPC_PORT}", True, secure, names, certificates)
+
+
+def _addresses(listed: str) -> str:
+    """gRPC's target for several servers."""
+    found = []
+    for entry in listed.split(","):
+        try:
+            parts = urlsplit(f"//{entry.strip()}")
+            address, port = ip_address(parts.hostname or ""), parts.port or _GRPC_PORT
+        except ValueError as error:
+            raise InvalidArgument(
+                f"{entry!r}: of several servers each is an IP address and a port, as in 10.0.0.1:8001,10.0.0.2:8001",
+                field="url",
+            ) from error
+        found.append((address.version, f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"))
+    versions = {version for version, _ in found}
+    if len(versions) > 1:
+        raise InvalidArgument(f"{listed!r} mixes IPv4 and IPv6; gRPC takes either", field="url")
+    return f"ipv{versions.pop()}:{','.join(address for _, address in found)}"

@@ -48,7 +48,8 @@ class Client(JobMethods, AliasMethods):
     one in each process.
 
     Args:
-        url: ``host[:port]`` or ``grpc://`` for gRPC, ``grpcs://`` for gRPC over TLS, ``http(s)://`` for REST.
+        url: ``host[:port]`` or ``grpc://`` for gRPC, ``grpcs://`` for gRPC over TLS, ``http(s)://`` for REST. For gRPC
+            also several IP addresses, ``10.0.0.1:8001,10.0.0.2:8001``: calls take turns between them.
         timeout: seconds a call may take with all its retries, unless the call says otherwise; ``None``: no limit.
         retries: tries after the first one, where the server refused or was not reached.
         headers: sent with each call (gRPC metadata, HTTP headers).
