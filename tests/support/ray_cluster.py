@@ -31,6 +31,8 @@ class RayCritiq:
     grpc: str
     rest: str
     log: Path
+    pid: int
+    """``serve run``; all of Ray's processes descend from it."""
 
     def replicas(self) -> list[dict[str, str]]:
         """What the directory knows."""
@@ -96,7 +98,7 @@ def ray_critiq(folder: Path, settings: dict[str, Any], scorer: dict[str, Any]) -
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, env=environment, cwd=ROOT, start_new_session=True
         )
-    running = RayCritiq(f"127.0.0.1:{grpc}", f"http://127.0.0.1:{http}", log)
+    running = RayCritiq(f"127.0.0.1:{grpc}", f"http://127.0.0.1:{http}", log, process.pid)
     try:
         _wait_until_it_answers(process, running)
         yield running
@@ -108,7 +110,7 @@ def ray_critiq(folder: Path, settings: dict[str, Any], scorer: dict[str, Any]) -
 _SERVE_RUN = """
 import sys, ray
 from ray.serve.scripts import cli
-ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="warning")
 cli(["run", sys.argv[1]])
 """
 
