@@ -200,8 +200,26 @@ class Load:
         self._stop.set()
 
 
+def slowly(pictures: int) -> Iterator[np.ndarray[Any, Any]]:
+    """A stream's pictures, ten a second."""
+    for _ in range(pictures):
+        time.sleep(0.1)
+        yield picture()
+
+
+def wait_until_it_holds(replica: dict[str, str], pictures: int) -> None:
+    """Returns when a replica has so many accepted and not answered."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        text = httpx.get(f"http://{replica['metrics']}/metrics").text
+        if float(text.partition("\ncritiq_in_flight ")[2].split()[0]) >= pictures:
+            return
+    raise AssertionError("the replica gets no calls")
+
+
 def test_a_killed_replica_costs_what_it_held_and_no_more(running: RayCritiq) -> None:
-    victim = listener(running.wait_for_replicas(2, 60)[0])
+    replica = running.wait_for_replicas(2, 60)[0]
+    victim = listener(replica)
     hurried, patient = Load(), Load()
     clients = [critiq.Client(url_of(running, face), retries=0, timeout=30) for face in FACES for _ in range(3)]
     trying = [critiq.Client(url_of(running, face), retries=8, timeout=60) for face in FACES]
@@ -211,8 +229,8 @@ def test_a_killed_replica_costs_what_it_held_and_no_more(running: RayCritiq) -> 
             *(pool.submit(hurried.run, lambda c=client: c.score(picture(), model="simulated")) for client in clients),
             *(pool.submit(patient.run, lambda c=client: c.score(picture(), "a cat")) for client in trying),
         ]
-        answers = pool.submit(lambda: list(streaming.score_stream((picture() for _ in range(24)), model="simulated")))
-        time.sleep(2.5)
+        answers = pool.submit(lambda: list(streaming.score_stream(slowly(60))))
+        wait_until_it_holds(replica, 2)
         os.kill(victim, signal.SIGKILL)
         time.sleep(5)
         hurried.stop()
@@ -227,7 +245,7 @@ def test_a_killed_replica_costs_what_it_held_and_no_more(running: RayCritiq) -> 
     assert set(hurried.outcomes) == {"OK", "UNAVAILABLE"}
     assert hurried.hints == hurried.outcomes["UNAVAILABLE"] <= 3 * len(clients)
     assert set(patient.outcomes) == {"OK"}
-    assert sorted(int(entry.id) for entry in streamed) == list(range(24))
+    assert sorted(int(entry.id) for entry in streamed) == list(range(60))
     assert all(entry.error is None for entry in streamed)
     running.wait_for_replicas(2, 60, without=victim)
     with critiq.Client(running.grpc, retries=0) as client:
@@ -247,3 +265,18 @@ def test_direct_pictures_bring_another_replica(running: RayCritiq) -> None:
     for client in clients:
         client.close()
     assert set(load.outcomes) == {"OK"}
+
+
+def test_stopping_answers_what_replicas_hold(running: RayCritiq) -> None:
+    """The last one: afterwards nothing runs."""
+    replicas = running.replicas()
+    clients = [critiq.Client(replica["grpc"], retries=0) for replica in replicas]
+    with ThreadPoolExecutor(len(clients)) as pool:
+        work = [pool.submit(client.score_batch, [picture() for _ in range(8)], model="simulated") for client in clients]
+        time.sleep(0.4)  # two seconds of work each
+        os.kill(running.pid, signal.SIGINT)
+        results = [entry for future in work for entry in future.result(60)]
+    for client in clients:
+        client.close()
+    assert len(results) == 8 * len(replicas)
+    assert all(entry.error is None for entry in results)
