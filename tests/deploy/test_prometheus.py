@@ -108,40 +108,49 @@ async def test_every_metric_and_label_in_queries_and_rules_is_one_that_a_server_
         assert found.labels <= labels, f"{place} goes by {found.labels - labels}, which those metrics do not have"
 
 
-async def test_its_numbers_are_the_servers(scraped: Prometheus, server: Watched) -> None:
-    async def scraped_twice() -> bool:
-        return bool(await scraped.query("rate(critiq_items_total[4s]) > 0"))
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("max(last_over_time(critiq_in_flight_limit[10s]))", 32),
+        ("count(last_over_time(critiq_model_ready[10s]) == 1)", 3),
+        ('count(last_over_time(critiq_degraded_total{dimension="wordiness"}[10s]) > 0)', 1),
+        ("count(rate(critiq_items_total[10s]) > 0) > bool 0", 1),
+    ],
+)
+async def test_its_numbers_are_the_servers(scraped: Prometheus, expression: str, expected: float) -> None:
+    """On a busy machine a scrape may come too late: what was there within the last seconds counts."""
+    found: list[float] = []
 
-    await until_async(scraped_twice)
-    (found,) = await scraped.query("max(critiq_in_flight_limit)")
-    assert float(found["value"][1]) == server.app.settings.limits.in_flight
-    degraded = {entry["metric"]["dimension"] for entry in await scraped.query("critiq_degraded_total > 0")}
-    assert degraded == {"wordiness"}
-    (ready,) = await scraped.query("count(critiq_model_ready == 1)")
-    assert float(ready["value"][1]) == 3
+    async def as_expected() -> bool:
+        found[:] = [float(entry["value"][1]) for entry in await scraped.query(expression)]
+        return found == [expected]
+
+    with suppress(AssertionError):
+        await until_async(as_expected, seconds=15)
+    assert found == [expected]
 
 
-async def test_every_rule_is_evaluated_and_a_damaged_store_raises_its_alert(scraped: Prometheus) -> None:
-    async def evaluated() -> bool:
-        groups = (await scraped.api("rules"))["groups"]
-        return all(rule["health"] != "unknown" for group in groups for rule in group["rules"])
+async def test_every_rule_is_evaluated_and_trouble_raises_its_alerts(scraped: Prometheus) -> None:
+    wanted = {"CritiqStoreDamaged", "CritiqModelLoadFailed"}
+    firing: set[str] = set()
 
-    await until_async(evaluated)
+    async def fire() -> bool:
+        alerts = (await scraped.api("alerts"))["alerts"]
+        firing.update(entry["labels"]["alertname"] for entry in alerts if entry["state"] == "firing")
+        return wanted <= firing
 
-    async def fires() -> bool:
-        query = 'ALERTS{alertname="CritiqStoreDamaged", alertstate="firing", tier="network"}'
-        return bool(await scraped.query(query))
-
-    await until_async(fires)
+    with suppress(AssertionError):
+        await until_async(fire)
+    assert wanted <= firing
+    assert not firing & {"CritiqTargetDown", "CritiqNoTargets", "CritiqNoModelReady"}
     rules = {rule["name"]: rule for group in (await scraped.api("rules"))["groups"] for rule in group["rules"]}
     assert {name for name, rule in rules.items() if rule["health"] != "ok" or rule.get("lastError")} == set()
-    for name, rule in rules.items():
-        if rule["type"] == "recording" and not name.startswith("critiq:errors:ratio"):
-            assert await scraped.query(name), f"{name} records nothing"
-    targets = (await scraped.api("targets"))["activeTargets"]
-    assert [target["health"] for target in targets] == ["up"]
-    firing = {
-        entry["labels"]["alertname"] for entry in (await scraped.api("alerts"))["alerts"] if entry["state"] == "firing"
-    }
-    assert firing >= {"CritiqStoreDamaged", "CritiqModelLoadFailed"}
-    assert not firing & {"CritiqTargetDown", "CritiqNoTargets", "CritiqNoModelReady"}
+    recorded = {name for name, rule in rules.items() if rule["type"] == "recording"}
+
+    async def all_recorded() -> bool:
+        recorded.difference_update([name for name in recorded if await scraped.query(f"last_over_time({name}[10s])")])
+        return not recorded
+
+    with suppress(AssertionError):
+        await until_async(all_recorded)
+    assert not recorded, "these record nothing"
