@@ -9,6 +9,7 @@ from functools import cache
 from typing import TypeVar
 
 from critiq import types
+from critiq.errors import NotFound
 from critiq_server.engine.demand import Call, Priority
 from critiq_server.engine.engine import Engine, Evaluation, ServedModel
 from critiq_server.engine.pictures import Darkroom, Picture
@@ -51,6 +52,9 @@ class Answering:
         self._drift = drift
         # prometheus_client looks labels up under a lock; their values are few.
         self._scores = cache(metrics.scores.labels)
+        self._routed = cache(metrics.routed.labels)
+        self.on_answer: Callable[[str, ImageSource, str, types.ScoreResult], None] | None = None
+        """Told the alias, picture, prompt and scores of every answer that an alias led to."""
 
     @contextmanager
     def pinned(self, target: Target, pictures: Sequence[ImageSource | RemoteImage]) -> Iterator[Pinned]:
@@ -126,25 +130,59 @@ class Answering:
             served = pinned.served
             judgements = dimensions_of(served, query.target, prompt)
             picture = self._darkroom.picture(image)
-            outputs = frozenset(judgement.dimension.stage for judgement in judgements)
-            evaluation = await self._engine.evaluate(served, outputs | further, picture, prompt, call)
-            unanswered = [entry for entry in judgements if entry.dimension.stage in evaluation.unanswered]
-            degraded = await self._degraded(served, unanswered, evaluation, picture, prompt, call)
-            scores = []
-            for judgement in judgements:
-                dimension = judgement.dimension
-                if dimension.name in degraded:
-                    scores.append(degraded[dimension.name])
-                    continue
-                raw = float(evaluation.values[dimension.stage][dimension.output].item())
-                scores.append(judgement.score(raw, from_store=dimension.stage in evaluation.from_store))
-            self._count_scores(scores)
-            report = picture.report
-            self._drift.observe(served.model.manifest, scores, report, len(image.data), len(prompt))
-            views = served.model.plan(outputs).views
-            if any(resizes(view, report.height, report.width) for view in views):
-                report = replace(report, resized=True)
-            return types.ScoreResult(tuple(scores), report, evaluation.prompt), evaluation
+            result, evaluation = await self._scored(served, judgements, picture, prompt, call, further)
+            self._count_scores(result.scores)
+            self._drift.observe(served.model.manifest, result.scores, picture.report, len(image.data), len(prompt))
+            if pinned.alias:
+                self._routed(pinned.alias, served.model.manifest.name, served.model.manifest.version).inc()
+                if self.on_answer is not None:
+                    self.on_answer(pinned.alias, image, prompt, result)
+            return result, evaluation
+
+    async def shadow(
+        self, served: ServedModel, answered: types.ScoreResult, image: ImageSource, prompt: str, call: Call
+    ) -> types.ScoreResult:
+        """Scores of a picture that was answered before, in the same dimensions as far as the model has them.
+
+        They are counted nowhere. Raises ``NotFound`` if it has none of them.
+        """
+        known = {
+            name: judgement
+            for name, judgement in served.model.judgements.items()
+            if prompt or not judgement.dimension.needs_prompt
+        }
+        judgements = [known[score.dimension] for score in answered if score.dimension in known]
+        if not judgements:
+            manifest = served.model.manifest
+            raise NotFound(f"{manifest.name}:{manifest.version} has none of the dimensions that were asked for")
+        return (await self._scored(served, judgements, self._darkroom.picture(image), prompt, call))[0]
+
+    async def _scored(
+        self,
+        served: ServedModel,
+        judgements: Sequence[Judgement],
+        picture: Picture,
+        prompt: str,
+        call: Call,
+        further: frozenset[str] = frozenset(),
+    ) -> tuple[types.ScoreResult, Evaluation]:
+        outputs = frozenset(judgement.dimension.stage for judgement in judgements)
+        evaluation = await self._engine.evaluate(served, outputs | further, picture, prompt, call)
+        unanswered = [entry for entry in judgements if entry.dimension.stage in evaluation.unanswered]
+        degraded = await self._degraded(served, unanswered, evaluation, picture, prompt, call)
+        scores = []
+        for judgement in judgements:
+            dimension = judgement.dimension
+            if dimension.name in degraded:
+                scores.append(degraded[dimension.name])
+                continue
+            raw = float(evaluation.values[dimension.stage][dimension.output].item())
+            scores.append(judgement.score(raw, from_store=dimension.stage in evaluation.from_store))
+        report = picture.report
+        views = served.model.plan(outputs).views
+        if any(resizes(view, report.height, report.width) for view in views):
+            report = replace(report, resized=True)
+        return types.ScoreResult(tuple(scores), report, evaluation.prompt), evaluation
 
     async def _degraded(
         self,
@@ -174,7 +212,6 @@ class Answering:
             raw = float(instead.values[fallback.stage][fallback.output].item())
             reason = full.unanswered[judgement.dimension.stage].message
             scores[name] = judgement.degraded(raw, reason, from_store=fallback.stage in instead.from_store)
-            self._degradations.labels(served.model.manifest.name, name).inc()
         return scores
 
     async def _stage_outputs(self, stage: str, query: Query, image: ImageSource, call: Call) -> Features:
@@ -198,6 +235,8 @@ class Answering:
 
     def _count_scores(self, scores: Sequence[types.Score]) -> None:
         for score in scores:
+            if score.degraded:
+                self._degradations.labels(score.model, score.dimension).inc()
             if score.calibrated is not None:
                 self._scores(score.model, score.model_version, score.dimension).observe(score.calibrated)
             elif score.percentile is not None:

@@ -25,6 +25,8 @@ from critiq_server.images.remote import RemotePictures
 from critiq_server.queues import QueueCollector, with_queues
 from critiq_server.registry import Registry
 from critiq_server.routing.operations import Routing
+from critiq_server.routing.shadow import Shadows
+from critiq_server.routing.shadow_metrics import ShadowCollector
 from critiq_server.routing.state import StateError, StateFile
 from critiq_server.runtime.lmm.pool import Lmms
 from critiq_server.runtime.onnx import usable_cores
@@ -101,6 +103,7 @@ class Assembly:
 
     async def close(self) -> None:
         """Lets go of models and stores; what is still being answered after five seconds is left."""
+        await self._shadows.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.service.registry.close(), 5.0)
         self._drift.close()
@@ -161,7 +164,17 @@ class Assembly:
         answering = Answering(settings, registry, engine, darkroom, metrics, remote, self._drift)
         models = settings.models
         state = StateFile(models.state_file) if models.state_file is not None else None
-        routing = Routing(registry, state, allowed=models.allow_changes, policies=self._policies)
+        self._shadows = Shadows(
+            settings,
+            registry,
+            answering,
+            admission,
+            lambda: workers.free > 1 or workers.free == workers.count,
+            self._policies,
+            lambda alias, outcome: metrics.shadowed.labels(alias, outcome).inc(),
+        )
+        metrics.registry.register(ShadowCollector(self._shadows.reports))
+        routing = Routing(registry, state, self._shadows, allowed=models.allow_changes, policies=self._policies)
         return Service(settings, registry, answering, admission, metrics, self._drift, routing)
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:

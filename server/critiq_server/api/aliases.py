@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from critiq import aliases
-from critiq.aliases import Alias, AliasTarget, parse_target
+from critiq.aliases import Alias, AliasTarget, ShadowReport, parse_target
 from critiq.errors import InvalidArgument, PermissionDenied
 from critiq.v1 import models_pb2
 from critiq_server.api import bodies, translate
@@ -86,6 +86,10 @@ def add_aliases(app: FastAPI, routing: Routing) -> None:
         refuse_other_sites(request)
         return answer(request, await routing.rollback(name), aliases.alias_to_proto)
 
+    @app.get("/v1/models/{name}/shadow", **operation(None, ShadowReport, "How far an alias's shadow agrees"))
+    async def shadow_report(request: Request, name: str) -> Response:
+        return answer(request, routing.shadow_report(name), aliases.report_to_proto)
+
 
 def methods(routing: Routing) -> Mapping[str, tuple[type[Message], Callable[[Any, float | None], Awaitable[Message]]]]:
     """The rpcs by name: what each takes, and what answers it."""
@@ -106,7 +110,11 @@ def methods(routing: Routing) -> Mapping[str, tuple[type[Message], Callable[[Any
         await routing.remove(request.name)
         return models_pb2.RemoveAliasResponse()
 
+    async def report(request: models_pb2.GetShadowReportRequest, timeout: float | None) -> Message:
+        return aliases.report_to_proto(routing.shadow_report(request.name))
+
     return {
+        "GetShadowReport": (models_pb2.GetShadowReportRequest, report),
         "ListAliases": (models_pb2.ListAliasesRequest, list_aliases),
         "SetAlias": (models_pb2.SetAliasRequest, set_alias),
         "PromoteAlias": (models_pb2.PromoteAliasRequest, promote),

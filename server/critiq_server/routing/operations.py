@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import structlog
 
-from critiq.aliases import Alias, AliasRoute, AliasTarget, shared
+from critiq.aliases import Alias, AliasRoute, AliasTarget, ShadowReport, shared
 from critiq.errors import CritiqError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from critiq_server.registry import Registry
 from critiq_server.routing.settings import MOST, MOST_TARGETS, AliasSettings, checked_name, checked_shadow
+from critiq_server.routing.shadow import Shadows
 from critiq_server.routing.state import Stamp, StateError, StateFile
 from critiq_server.routing.table import DEFAULT
 from critiq_server.scoring.policies import Policy, unfit
@@ -40,17 +41,17 @@ class Routing:
         state: where they are kept beyond this process; ``None``: nowhere.
         allowed: whether callers may change them.
         policies: what moderation policies there are; a target must give what they compare.
-        on_change: told the alias as it is now, and the name of one that is gone, with ``None``.
+        shadows: compare candidates; ``None``: there are none.
     """
 
     def __init__(
         self,
         registry: Registry,
         state: StateFile | None = None,
+        shadows: Shadows | None = None,
         *,
         allowed: bool = False,
         policies: Collection[Policy] = (),
-        on_change: Callable[[str, Alias | None], None] = lambda name, alias: None,
     ) -> None:
         self._registry = registry
         self._aliases = registry.aliases
@@ -60,7 +61,7 @@ class Routing:
         """What the file held when this process saw it last."""
         self._allowed = allowed
         self._policies = policies
-        self._on_change = on_change
+        self._shadows = shadows
         self._changing = asyncio.Lock()
 
     def begin(self, settings: Mapping[str, AliasSettings]) -> None:
@@ -105,6 +106,13 @@ class Routing:
             known = ", ".join(entry.name for entry in self._aliases) or "none"
             raise NotFound(f"there is no alias {quoted(name)}; known: {known}", field="name")
         return alias
+
+    def shadow_report(self, name: str) -> ShadowReport:
+        """How far an alias's shadow agrees. Raises ``NotFound``, and ``FailedPrecondition`` if it has no shadow."""
+        self.get(name)
+        if self._shadows is None:
+            raise FailedPrecondition("this server has no shadows", field="name")
+        return self._shadows.report(name)
 
     async def set(self, name: str, targets: Asked, shadow: AliasTarget | None = None) -> Alias:
         """Points an alias at targets; those that are not loaded are loaded first. See ``Models.SetAlias``."""
@@ -282,7 +290,8 @@ class Routing:
             self._aliases.drop(name)
         else:
             self._aliases.put(alias)
-        self._on_change(name, alias)
+        if self._shadows is not None:
+            self._shadows.changed(name, alias)
         shown = " ".join(f"{target}={target.percent:g}" for target in alias.targets) if alias is not None else "removed"
         logger.info("alias", alias=name, targets=shown, shadow=str(alias.shadow or "") if alias is not None else "")
 

@@ -65,7 +65,7 @@ class ShadowSettings(_Section):
 
     queue: int = Field(64, gt=0, description="Pictures that may wait to be scored by shadows; beyond it they are left.")
     queue_mb: int = Field(64, gt=0, description="MiB of their data.")
-    at_once: int = Field(2, gt=0, description="Pictures that shadows score at once.")
+    at_once: int = Field(1, gt=0, description="Pictures that shadows score at once.")
     busy_share: float = Field(
         0.25,
         gt=0,

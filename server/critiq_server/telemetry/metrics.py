@@ -212,6 +212,18 @@ class Metrics:
             buckets=_SCORES,
             registry=registry,
         )
+        self.routed = Counter(
+            "critiq_routed_total",
+            "Pictures answered for an alias, by alias and the model and version that answered.",
+            ["alias", "model", "version"],
+            registry=registry,
+        )
+        self.shadowed = Counter(
+            "critiq_shadow_total",
+            "Answers offered to an alias's shadow, by outcome: scored, dropped (no room for it), failed.",
+            ["alias", "outcome"],
+            registry=registry,
+        )
         self.decisions = Counter(
             "critiq_decisions_total",
             "Verdicts given, by moderation policy and decision (accept, review, reject).",

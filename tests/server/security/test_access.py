@@ -68,6 +68,7 @@ HTTP = {
     "/v1/models/{name}": {"GET": LISTING},
     "/v1/models/{name}/load": {"POST": MODELS},
     "/v1/models/{name}/unload": {"POST": MODELS},
+    "/v1/models/{name}/shadow": {"GET": LISTING},
     "/v1/aliases": {"GET": LISTING},
     "/v1/aliases/{name}": {"GET": LISTING, "PUT": MODELS, "DELETE": MODELS},
     "/v1/aliases/{name}/promote": {"POST": MODELS},

@@ -1,0 +1,204 @@
+"""How far a shadow's scores agree with those that callers got: streaming statistics, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from critiq.aliases import (
+    Alias,
+    AliasTarget,
+    ShadowDecisions,
+    ShadowDimension,
+    ShadowFlip,
+    ShadowPair,
+    ShadowReport,
+)
+from critiq.types import Scale, Score, ScoreResult
+from critiq_server.routing.table import DEFAULT
+from critiq_server.scoring.policies import Policy, decide, value_on
+
+_MOST_PAIRS = 16
+"""Versions that serve one alias; several only while an alias has several targets."""
+
+
+class Agreement:
+    """What one alias's shadow was found to score, since the alias was changed last.
+
+    Args:
+        alias: with its shadow.
+        policies: those that could decide about the alias are tried on both results.
+        thresholds: calibrated values by dimension; both results are held against them too.
+        window: pictures over which rank correlation is taken.
+    """
+
+    def __init__(self, alias: Alias, policies: Iterable[Policy], thresholds: Mapping[str, float], window: int) -> None:
+        if alias.shadow is None:
+            raise ValueError(f"the alias {alias.name!r} has no shadow")
+        self.alias = alias.name
+        self.candidate: AliasTarget = alias.shadow
+        self._since = alias.route.since
+        called = {alias.name, ""} if alias.name == DEFAULT else {alias.name}
+        self._policies = tuple(policies)
+        self._called = called
+        self._thresholds = thresholds
+        self._window = window
+        self._pairs: dict[tuple[str, str], _Pair] = {}
+        self.scored = self.dropped = self.failed = 0
+        self.last_failure = ""
+
+    def add(self, served: ScoreResult, candidate: ScoreResult) -> None:
+        """Takes note of the scores of one picture by both; the candidate's are of no more dimensions."""
+        key = (served.scores[0].model, served.scores[0].model_version)
+        pair = self._pairs.get(key)
+        if pair is None:
+            if len(self._pairs) >= _MOST_PAIRS:
+                return
+            pair = self._pairs[key] = _Pair()
+        self.scored += 1
+        pair.scored += 1
+        ours = {score.dimension: score for score in served}
+        for score in candidate:
+            self._add_scores(pair, ours[score.dimension], score)
+        theirs = {score.dimension: score for score in candidate}
+        for policy in self._policies:
+            about = policy.model in self._called or policy.model == key[0]
+            if about and policy.model_version in ("", key[1]) and _feeds(policy, ours) and _feeds(policy, theirs):
+                rule = f"policy {policy.name} {policy.version}"
+                pair.decide(rule, decide(policy, served).decision, decide(policy, candidate).decision)
+
+    def report(self) -> ShadowReport:
+        """What is known now. May be called from any thread: copies are made of whatever may grow meanwhile."""
+        pairs = tuple(
+            ShadowPair(
+                AliasTarget(model, version, 0.0),
+                pair.scored,
+                tuple(entry.report() for entry in tuple(pair.dimensions.values())),
+                tuple(entry.report() for entry in tuple(pair.decisions.values())),
+            )
+            for (model, version), pair in tuple(self._pairs.items())
+        )
+        return ShadowReport(
+            self.alias,
+            self.candidate,
+            self._since,
+            self.scored,
+            self.dropped,
+            self.failed,
+            self.last_failure,
+            pairs,
+        )
+
+    def _add_scores(self, pair: _Pair, ours: Score, theirs: Score) -> None:
+        """What is degraded is of another scale and compares with nothing."""
+        if ours.degraded or theirs.degraded:
+            return
+        name = ours.dimension
+        if ours.calibrated is None or theirs.calibrated is None:
+            pair.compare(name, "raw", self._window, ours.raw, theirs.raw)
+            return
+        pair.compare(name, "calibrated", self._window, ours.calibrated, theirs.calibrated)
+        threshold = self._thresholds.get(name)
+        if threshold is not None:
+            sides = ["reached" if value >= threshold else "missed" for value in (ours.calibrated, theirs.calibrated)]
+            pair.decide(f"{name} >= {threshold:g}", *sides)
+
+
+@dataclass
+class _Pair:
+    """One version that served, and the candidate."""
+
+    scored: int = 0
+    dimensions: dict[tuple[str, Scale], _Compared] = field(default_factory=dict)
+    decisions: dict[str, _Decided] = field(default_factory=dict)
+
+    def compare(self, dimension: str, scale: Scale, window: int, served: float, candidate: float) -> None:
+        entry = self.dimensions.get((dimension, scale))
+        if entry is None:
+            entry = self.dimensions[dimension, scale] = _Compared(dimension, scale, deque(maxlen=window))
+        entry.add(served, candidate)
+
+    def decide(self, rule: str, served: str, candidate: str) -> None:
+        entry = self.decisions.get(rule)
+        if entry is None:
+            entry = self.decisions[rule] = _Decided(rule)
+        entry.counts[served, candidate] += 1
+
+
+@dataclass
+class _Compared:
+    """One dimension's scores: means over all pictures, rank correlation over the last ones."""
+
+    dimension: str
+    scale: Scale
+    recent: deque[tuple[float, float]]
+    count: int = 0
+    served_mean: float = 0.0
+    candidate_mean: float = 0.0
+    squares: float = 0.0
+    """Sum of squared deviations of the differences from their mean (Welford)."""
+
+    def add(self, served: float, candidate: float) -> None:
+        self.recent.append((served, candidate))
+        self.count += 1
+        before = candidate - served - (self.candidate_mean - self.served_mean)
+        self.served_mean += (served - self.served_mean) / self.count
+        self.candidate_mean += (candidate - self.candidate_mean) / self.count
+        after = candidate - served - (self.candidate_mean - self.served_mean)
+        self.squares += before * after
+
+    def report(self) -> ShadowDimension:
+        values = np.array(list(self.recent), np.float64).reshape(-1, 2)
+        return ShadowDimension(
+            self.dimension,
+            self.scale,
+            self.count,
+            rank_correlation(values[:, 0], values[:, 1]),
+            len(values),
+            self.served_mean,
+            self.candidate_mean,
+            self.candidate_mean - self.served_mean,
+            (max(0.0, self.squares) / (self.count - 1)) ** 0.5 if self.count > 1 else None,
+        )
+
+
+@dataclass
+class _Decided:
+    rule: str
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def report(self) -> ShadowDecisions:
+        counts = self.counts.copy()
+        flips = tuple(
+            ShadowFlip(served, candidate, count)
+            for (served, candidate), count in counts.most_common()
+            if served != candidate
+        )
+        return ShadowDecisions(self.rule, counts.total(), sum(flip.count for flip in flips), flips)
+
+
+def rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
+    """Spearman's, with equal values sharing the mean of their ranks; ``None`` where all values of one are equal."""
+    if len(first) < 2:
+        return None
+    ranks = [_ranks(first), _ranks(second)]
+    if any(np.ptp(entry) == 0 for entry in ranks):
+        return None
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def _feeds(policy: Policy, scores: Mapping[str, Score]) -> bool:
+    """Whether every value that the policy compares is there."""
+    return all(
+        part.dimension in scores and value_on(scores[part.dimension], part.scale) is not None
+        for part in policy.comparisons
+    )
