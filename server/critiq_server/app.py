@@ -20,11 +20,13 @@ from critiq_server.api.grpc_api import GrpcFace
 from critiq_server.api.metrics import metrics_app
 from critiq_server.api.rest import rest_app
 from critiq_server.api.tracing import TracedHttp
-from critiq_server.assembly import Assembly, StartError
+from critiq_server.assembly import Assembly
 from critiq_server.jobs.operations import Jobs
 from critiq_server.jobs.store import JobStoreError
-from critiq_server.listening import HttpFace, open_socket
+from critiq_server.listening import HttpFace, StartError, open_socket, taken
 from critiq_server.moderation import Moderation, load_policies
+from critiq_server.processes.group import Member
+from critiq_server.processes.private import private_app
 from critiq_server.scoring.policy_files import PolicyError
 from critiq_server.security.guard import Guard
 from critiq_server.security.keys import KeysError
@@ -41,11 +43,16 @@ logger = structlog.get_logger("critiq")
 
 class App:
     """One server process. Use :meth:`start`, then :meth:`stop`; ports are in ``rest_port`` and so on once started,
-    those of the compat listeners in ``compat_ports``, in the order of pickle, flow_factory, unirl, cosmos."""
+    those of the compat listeners in ``compat_ports``, in the order of pickle, flow_factory, unirl, cosmos.
 
-    def __init__(self, settings: Settings, routes: Sequence[BaseRoute] = ()) -> None:
-        """``routes``: further ones of the REST face, which go before its own."""
+    Args:
+        routes: further ones of the REST face, which go before its own.
+        member: what several processes share of which this is one.
+    """
+
+    def __init__(self, settings: Settings, routes: Sequence[BaseRoute] = (), member: Member | None = None) -> None:
         self.settings = settings
+        self._member = member
         self.metrics = Metrics()
         watch_gpus(self.metrics.registry)
         self._routes = routes
@@ -80,18 +87,26 @@ class App:
             self._on_model_change,
         )
         self.service = self._assembly.service
+        shared = self._member is not None
+        if self._member is not None:
+            self.service.tell = self._member.tell
         self.moderation = Moderation(self.service, self._policies)
-        self.jobs = Jobs(self.settings.jobs, self.moderation, self.metrics)
+        self.jobs = Jobs(self.settings.jobs, self.moderation, self.metrics, shared=shared)
         try:
             await self.jobs.open()
         except JobStoreError as error:
             raise StartError(str(error)) from error
         traced = self._tracer is not None or self.settings.log.access
-        self._grpc = GrpcFace(self.service, self._is_ready, self.moderation, self.jobs, self._guard, traced=traced)
+        guard = self._guard
+        self._grpc = GrpcFace(
+            self.service, self._is_ready, self.moderation, self.jobs, guard, traced=traced, shared=shared
+        )
         rest = rest_app(self.service, self._is_ready, self.moderation, self.jobs)
         rest.router.routes[:0] = self._routes
         self.http = self._watched(rest)
         self._rest = self._face(self.http, "rest")
+        if self._member is not None:  # the others answer until this one can
+            await self._load_models(await self._member.loaded_elsewhere())
         self._listen()
         self._serving = [
             asyncio.create_task(face.serve(sockets=[opened]))
@@ -108,14 +123,18 @@ class App:
         await self._announce(False)  # "" would be healthy from the start
         await self._grpc.set_health("live", True)
         await self._grpc.server.start()
-        await self._assembly.load()
+        if self._member is None:
+            await self._load_models()
+        self.jobs.start()
+        self._ready = True
+        await self._announce(True)
+
+    async def _load_models(self, wanted: Sequence[str] = ()) -> None:
+        await self._assembly.load(wanted)
         try:
             self.moderation.check()
         except PolicyError as error:
             raise StartError(str(error)) from error
-        self.jobs.start()
-        self._ready = True
-        await self._announce(True)
 
     async def stop(self, grace: float | None = None) -> None:
         """Takes no new work, answers what was accepted (at most ``grace`` seconds), closes everything."""
@@ -168,38 +187,42 @@ class App:
         task.add_done_callback(self._health_updates.discard)
 
     def _listen(self) -> None:
-        server = self.settings.server
-        if server.grpc_socket is not None:
+        server, member = self.settings.server, self._member
+
+        def opened(what: str, host: str, port: int, flag: str) -> socket.socket:
+            return open_socket(host, port, flag) if member is None else member.shared(what)
+
+        if server.grpc_socket is not None and (member is None or member.number == 0):
             try:
                 self._grpc.bind_socket(server.grpc_socket)
             except OSError as error:
                 raise StartError(f"server.grpc_socket: {error}; its directory must exist and let us write") from error
-        host = server.host
+        self._rest_socket = opened("rest", server.host, server.rest_port, "--rest-port")
+        self.rest_port = self._rest_socket.getsockname()[1]
         try:
-            port, flag = server.rest_port, "--rest-port"
-            self._rest_socket = open_socket(host, port)
-            self.rest_port = self._rest_socket.getsockname()[1]
-            port, flag = server.grpc_port, "--grpc-port"
-            self.grpc_port = self._grpc.bind(host, port, self._certificates)
-            port, flag = server.metrics_port, "--metrics-port"
-            self._metrics_socket = open_socket(host, port)
-            self._metrics = self._face(self._guarded(metrics_app(self.metrics.registry), METRICS), "metrics")
-            self.metrics_port = self._metrics_socket.getsockname()[1]
-            host = self.settings.compat.host
-            for listener in listeners(self.service):
-                port, flag = listener.port, f"port in {listener.setting}"
-                opened = open_socket(host, port)
-                self._compat.append((self._face(self._watched(listener.app, SCORE), "compat"), opened))
-                self.compat_ports.append(opened.getsockname()[1])
-            compat = [face for face, _ in self._compat]
-            for name, faces in (("rest", [self._rest]), ("metrics", [self._metrics]), ("compat", compat)):
-                self.metrics.connections.labels(name).set_function(partial(_connections, faces))
+            port = server.grpc_port if member is None else member.grpc_port
+            self.grpc_port = self._grpc.bind(server.host, port, self._certificates)
         except OSError as error:
-            raise StartError(
-                f"cannot listen on {host}:{port} ({error}); stop what uses it, or choose another {flag}"
-            ) from error
-        for address in {server.host, *([host] if self._compat else [])} - set(LOOPBACK):
-            self._warn_of_what_is_missing(address)
+            raise StartError(taken(server.host, server.grpc_port, error, "--grpc-port")) from error
+        if member is None:
+            self._metrics = self._face(self._guarded(metrics_app(self.metrics.registry), METRICS), "metrics")
+            self._metrics_socket = open_socket(server.host, server.metrics_port, "--metrics-port")
+            self.metrics_port = self._metrics_socket.getsockname()[1]
+        else:
+            private = private_app(self.service.registry, self.metrics.registry, self._is_ready)
+            self._metrics = HttpFace(private, self.settings.limits)
+            self._metrics_socket = member.listen()
+        host = self.settings.compat.host
+        for number, listener in enumerate(listeners(self.service)):
+            compat = opened(f"compat{number}", host, listener.port, f"port in {listener.setting}")
+            self._compat.append((self._face(self._watched(listener.app, SCORE), "compat"), compat))
+            self.compat_ports.append(compat.getsockname()[1])
+        compat_faces = [face for face, _ in self._compat]
+        for name, faces in (("rest", [self._rest]), ("metrics", [self._metrics]), ("compat", compat_faces)):
+            self.metrics.connections.labels(name).set_function(partial(_connections, faces))
+        if member is None or member.number == 0:
+            for address in {server.host, *([host] if self._compat else [])} - set(LOOPBACK):
+                self._warn_of_what_is_missing(address)
 
     def _warn_of_what_is_missing(self, address: str) -> None:
         """At an address that others can reach."""
@@ -236,17 +259,23 @@ def _connections(faces: Sequence[HttpFace]) -> int:
     return sum(len(face.server_state.connections) for face in faces)
 
 
-async def serve(settings: Settings) -> None:
-    """Runs until SIGTERM or SIGINT, then drains. A second signal stops at once."""
-    app = App(settings)
+async def serve(settings: Settings, member: Member | None = None) -> None:
+    """Runs until SIGTERM or SIGINT, then drains. A second signal stops at once.
+
+    Args:
+        member: what several processes share of which this is one.
+    """
+    app = App(settings, member=member)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    if member is not None:
+        loop.add_reader(member.lifeline, stopping.set)
     await app.start()
     host = settings.server.host
     http, grpc = ("http", "") if settings.security.tls.certificate is None else ("https", "grpcs://")
-    logger.info(
+    (logger.info if member is None else logger.debug)(
         "serving",
         rest=f"{http}://{host}:{app.rest_port}",
         grpc=f"{grpc}{host}:{app.grpc_port}",
@@ -259,6 +288,8 @@ async def serve(settings: Settings) -> None:
         ),
     )
     await stopping.wait()
+    if member is not None:
+        loop.remove_reader(member.lifeline)
     stopping.clear()
     logger.info("stopping", under_way=app.service.admission.items, limit_seconds=settings.server.drain_seconds)
     stop = asyncio.create_task(app.stop())

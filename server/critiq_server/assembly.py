@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from critiq_server.features.records import Features
 from critiq_server.features.store import StoreError
 from critiq_server.features.tiers import Report
 from critiq_server.images.remote import RemotePictures
+from critiq_server.listening import StartError
 from critiq_server.queues import QueueCollector, with_queues
 from critiq_server.registry import Registry
 from critiq_server.routing.operations import Routing
@@ -37,10 +38,6 @@ from critiq_server.service import Service
 from critiq_server.settings import Settings
 from critiq_server.telemetry.metrics import Metrics
 from critiq_server.telemetry.room import RoomCollector
-
-
-class StartError(Exception):
-    """The server cannot start; the message says why and what to do."""
 
 
 class Assembly:
@@ -75,8 +72,11 @@ class Assembly:
         except StoreError as error:
             raise StartError(str(error)) from error
 
-    async def load(self) -> None:
+    async def load(self, wanted: Sequence[str] = ()) -> None:
         """Loads the models that the settings name, or the newest version of each, and what aliases point at.
+
+        Args:
+            wanted: NAME or NAME:VERSION of what to load in place of these.
 
         Raises:
             StartError: the default model could not be loaded, or an alias cannot be.
@@ -86,7 +86,7 @@ class Assembly:
             routing.begin(self._settings.models.aliases)
         except (StateError, CritiqError) as error:
             raise StartError(str(error)) from error
-        wanted = self._settings.models.load or tuple(dict.fromkeys(model.name for model in registry.list()))
+        wanted = wanted or self._settings.models.load or tuple(dict.fromkeys(model.name for model in registry.list()))
         named = [tuple(entry.partition(":")[::2]) for entry in wanted]
         failures = []
         for name, version in [*named, *routing.wanted()]:

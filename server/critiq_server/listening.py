@@ -94,11 +94,30 @@ class _Tls(ssl.SSLContext):
         return self._doors.knock(lambda: self._certificates.pair.context.wrap_bio(*arguments, **named))
 
 
-def open_socket(host: str, port: int) -> socket.socket:
-    """Listens on the port, 0: any free one; raises ``OSError`` if it is taken."""
+class StartError(Exception):
+    """The server cannot start; the message says why and what to do."""
+
+
+def open_socket(host: str, port: int, flag: str) -> socket.socket:
+    """Listens on the port, 0: any free one.
+
+    Args:
+        flag: what chooses the port, for the message.
+
+    Raises:
+        StartError: the port is taken.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    opened = socket.create_server((host, port), family=family, backlog=4096)
+    try:
+        opened = socket.create_server((host, port), family=family, backlog=4096)
+    except OSError as error:
+        raise StartError(taken(host, port, error, flag)) from error
     # Connections inherit it. uvloop sets it by itself; asyncio does not for such sockets, and answers of two writes
     # would wait 40 ms for the caller's acknowledgement.
     opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return opened
+
+
+def taken(host: str, port: int, error: OSError, flag: str) -> str:
+    """The message for a port that cannot be had."""
+    return f"cannot listen on {host}:{port} ({error}); stop what uses it, or choose another {flag}"

@@ -70,6 +70,10 @@ _call_bytes: ContextVar[int] = ContextVar("call_bytes", default=0)
 T = TypeVar("T")
 
 
+async def _nobody_else(what: str, **values: str) -> None:
+    """Told to no other process."""
+
+
 class Service:
     """What the faces call. Methods raise only ``critiq.errors``; timeouts are in seconds, ``None`` for the default."""
 
@@ -85,6 +89,8 @@ class Service:
     ) -> None:
         self.settings = settings
         self.registry = registry
+        self.tell: Callable[..., Awaitable[None]] = _nobody_else
+        """Has the other serving processes of this machine load or unload a model, too."""
         self.admission = admission
         self.metrics = metrics
         self.drift = drift
@@ -286,13 +292,16 @@ class Service:
         """Loads a version; raises ``PermissionDenied`` where the settings do not allow it."""
         with audited("load", model=name, version=version):
             self._check_changes_allowed(name)
-            return await self.registry.load(name, version)
+            loaded = await self.registry.load(name, version)
+            await self.tell("load", name=name, version=loaded.version)
+            return loaded
 
     async def unload(self, name: str, version: str = "") -> None:
         """Unloads a version, or all of a model's."""
         with audited("unload", model=name, version=version):
             self._check_changes_allowed(name)
             await self.registry.unload(name, version)
+            await self.tell("unload", name=name, version=version)
 
     async def _item(self, item: Item, timeout: float | None) -> types.ItemResult:
         outcome = await self._outcome(f"item {quoted(item.id)}", item.query, timeout, self._answering.score)

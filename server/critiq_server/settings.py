@@ -42,6 +42,9 @@ class ServerSettings(_Section):
         None, description="Unix socket that answers gRPC too, for programs on the same machine. Empty: none."
     )
     metrics_port: int = Field(8002, ge=0, le=65535, description="Prometheus metrics. 0: any free port.")
+    workers: int = Field(
+        1, ge=1, le=256, description="Serving processes, which share the ports (docs/workers.md). Not on Windows."
+    )
     drain_seconds: float = Field(30.0, ge=0, description="How long stopping waits for accepted requests.")
 
 
@@ -231,6 +234,16 @@ class Settings(BaseSettings):
     log: LogSettings = Field(default_factory=LogSettings)
     security: SecuritySettings = Field(default_factory=SecuritySettings)
     telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
+
+    @model_validator(mode="after")
+    def _one_process_for_what_one_process_keeps(self) -> Settings:
+        cosmos = self.compat.cosmos
+        if self.server.workers > 1 and (cosmos.enabled or cosmos.listeners):
+            raise ValueError(
+                f"compat.cosmos keeps its jobs in one process, and server.workers is {self.server.workers}; set it "
+                "to 1, or run that face in a server of its own"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pickles_stay_on_this_machine(self) -> Settings:

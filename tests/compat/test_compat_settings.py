@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from critiq_server.app import App
-from critiq_server.assembly import StartError
+from critiq_server.listening import StartError
 from critiq_server.settings import RewardSettings, load_settings, print_settings
 from tests.compat.trainers import trainer_server
 from tests.support.bundles import write_bundle

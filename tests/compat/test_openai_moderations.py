@@ -18,7 +18,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from critiq_server.app import App
-from critiq_server.assembly import StartError
+from critiq_server.listening import StartError
 from critiq_server.settings import Settings, load_settings
 from tests.support.bundles import write_bundle
 from tests.support.gates import Gate

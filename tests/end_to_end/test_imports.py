@@ -64,10 +64,19 @@ def test_serving_an_onnx_bundle_needs_neither_torch_nor_transformers(tmp_path: P
 
 # From the top down; a module may import those of later layers, and of its own.
 LAYERS = [
-    ["cli", "policy_cli", "security.keys_cli", "bulk.cli", "ray_serve"],
+    ["cli", "policy_cli", "security.keys_cli", "bulk.cli", "ray_serve", "processes.supervisor"],
     ["app", "bulk"],
-    ["api"],
-    ["jobs.operations", "jobs.runner", "jobs.callbacks", "jobs.outbox", "jobs.store", "jobs.records", "jobs.thread"],
+    ["api", "processes.private"],
+    [
+        "jobs.operations",
+        "jobs.runner",
+        "jobs.callbacks",
+        "jobs.outbox",
+        "jobs.store",
+        "jobs.records",
+        "jobs.thread",
+        "jobs.turn",
+    ],
     ["moderation"],
     ["assembly"],
     ["service"],
@@ -95,6 +104,8 @@ LAYERS = [
         "page",
         "listening",
         "connections",
+        "processes.group",
+        "processes.merging",
         "bundles.manifest",
         "bundles.staging",
         "bundles.lmm",

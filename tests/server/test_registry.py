@@ -15,8 +15,8 @@ from critiq import wire
 from critiq.errors import FailedPrecondition, InvalidArgument, ModelNotLoaded, NotFound
 from critiq.v1 import models_pb2
 from critiq_server.app import App
-from critiq_server.assembly import StartError
 from critiq_server.bundles import model as bundle_model
+from critiq_server.listening import StartError
 from tests.server.api.conftest import Server
 from tests.support import requests
 from tests.support.bundles import edit_manifest, write_bundle

@@ -43,7 +43,11 @@ Unary = Callable[[M, float | None], Awaitable[Message]]
 
 
 class GrpcFace:
-    """The services ``Scoring``, ``Models``, the Open Inference Protocol's, health and reflection on one port."""
+    """The services ``Scoring``, ``Models``, the Open Inference Protocol's, health and reflection on one port.
+
+    Args:
+        shared: other processes listen on the port too.
+    """
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class GrpcFace:
         guard: Guard | None = None,
         *,
         traced: bool = False,
+        shared: bool = False,
     ) -> None:
         limit = service.settings.limits.request_bytes
         self._service = service
@@ -71,7 +76,7 @@ class GrpcFace:
                 # The handlers refuse what is over the limit with a clear message; gRPC itself stops at twice as much.
                 ("grpc.max_receive_message_length", 2 * limit),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(shared)),
                 *_connection_options(service.settings.limits),
                 # From 1,000 calls that wait to be picked up gRPC resets some at random, with no reason that a caller
                 # could act on. Ours is the gate that refuses, with a hint.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import ParamSpec, TypeVar, get_args
+from typing import Any, ParamSpec, TypeVar, get_args
 
 from critiq.errors import InvalidArgument, NotFound, PermissionDenied, Stopping, TooLarge, Unavailable
 from critiq.jobs import Job, JobResults, JobState
@@ -19,6 +19,7 @@ from critiq_server.jobs.runner import Runner
 from critiq_server.jobs.settings import JobSettings
 from critiq_server.jobs.store import JobStore, Totals
 from critiq_server.jobs.thread import Thread
+from critiq_server.jobs.turn import Turn
 from critiq_server.moderation import Moderation
 from critiq_server.outbound.connect import Outbound
 from critiq_server.queries import Item, Query, Target, check_unique
@@ -36,15 +37,23 @@ _LONGEST_KEY = 255
 _LONGEST_ID = 1024
 """Ids stay as long as the results, which no limit on bytes counts."""
 _FORGET_EVERY = 60.0
+_LOOK_EVERY = 0.5
+"""Seconds between looks for what another process has put into the file."""
 
 
 class Jobs:
     """The jobs of one server. Methods raise only ``critiq.errors``; all but :meth:`open` and :meth:`close` raise
     ``PermissionDenied`` where the settings name no file.
+
+    Args:
+        shared: whether several processes take jobs on in one file; one of them works on them.
     """
 
-    def __init__(self, settings: JobSettings, moderation: Moderation, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: JobSettings, moderation: Moderation, metrics: Metrics, *, shared: bool = False
+    ) -> None:
         self._settings, self._moderation, self._metrics = settings, moderation, metrics
+        self._shared = shared
         self._outbound = Outbound(settings.callbacks, "jobs.callbacks")
         self._totals = Totals({}, 0, None)
         self._tasks: list[asyncio.Task[None]] = []
@@ -60,7 +69,7 @@ class Jobs:
             return
         self._thread = Thread()
         try:
-            self._store = await self._thread(JobStore, self._settings.path, self._settings)
+            self._store = await self._thread(JobStore, self._settings.path, self._settings, shared=self._shared)
         except BaseException:
             self._thread.close()
             raise
@@ -76,9 +85,13 @@ class Jobs:
 
     def start(self) -> None:
         """Begins to work: on what was left over, too."""
-        if self._is_open:
-            loops = [*self._runner.workers(), self._callbacks.deliver(), self._keep_house()]
-            self._tasks = [asyncio.create_task(loop) for loop in loops]
+        if not self._is_open:
+            return
+        self._tasks = [asyncio.create_task(self._keep_house())]
+        if self._shared and self._settings.path is not None:
+            self._tasks.append(asyncio.create_task(self._work_in_turn(Turn(self._settings.path))))
+        else:
+            self._tasks += [asyncio.create_task(loop) for loop in self._work()]
 
     async def close(self) -> None:
         """Stops working and closes the file. What is unfinished is taken up after the next start."""
@@ -156,6 +169,22 @@ class Jobs:
         with _as_unavailable():
             await self._runner.cancel(name)
         return await self.get(name)
+
+    def _work(self) -> list[Coroutine[Any, Any, None]]:
+        return [*self._runner.workers(), self._callbacks.deliver()]
+
+    async def _work_in_turn(self, turn: Turn) -> None:
+        await turn.take()
+        working = asyncio.gather(*self._work())
+        try:
+            while not working.done():
+                await asyncio.sleep(_LOOK_EVERY)
+                self._runner.wake()
+                self._callbacks.wake()
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            turn.give()
 
     def _check_open(self) -> None:
         if self._settings.path is None:

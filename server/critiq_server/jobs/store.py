@@ -1,4 +1,4 @@
-"""Jobs in SQLite. One connection, used from one thread; every method is one transaction.
+"""Jobs in SQLite. One connection a process, used from one thread; every method is one transaction.
 
 What is deleted is overwritten at once (``secure_delete``) and the log that still has it is emptied (:meth:`forget`), so
 neither pictures nor prompts outlive their job in the file. Times are Unix seconds.
@@ -53,6 +53,8 @@ callbacks.due FROM jobs LEFT JOIN callbacks ON callbacks.job = jobs.number """
 _PORTION_BYTES = 32 * 2**20
 """Pictures of one portion are held in memory at once; one larger than this goes by itself."""
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
+_SHARED_WAIT = 20.0
+"""Seconds that a process waits for another one's transaction."""
 _RETRY = 5.0
 """Seconds after which a caller who found no room may come back."""
 
@@ -83,17 +85,20 @@ class Totals:
 class JobStore:
     """Opens the file, or makes it.
 
+    Args:
+        shared: whether other processes of this server open it too; otherwise it is this one's alone.
+
     Raises:
         JobStoreError: it cannot be written, is no such file, is of another version, or another server has it open.
     """
 
-    def __init__(self, path: Path, settings: JobSettings) -> None:
+    def __init__(self, path: Path, settings: JobSettings, *, shared: bool = False) -> None:
         self._settings = settings
         try:
             path.touch(mode=0o600)  # the log beside it gets the same mode
-            self.connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+            self.connection = sqlite3.connect(path, isolation_level=None, timeout=_SHARED_WAIT if shared else 1.0)
             try:
-                self._prepare(path)
+                self._prepare(path, shared)
             except BaseException:
                 self.connection.close()
                 raise
@@ -104,10 +109,11 @@ class JobStore:
                 f"jobs cannot be kept in {path} ({error}); jobs.path must name a file that this process may write"
             ) from error
 
-    def _prepare(self, path: Path) -> None:
+    def _prepare(self, path: Path, shared: bool) -> None:
         self.connection.row_factory = sqlite3.Row
         run = self.connection.execute
-        run("PRAGMA locking_mode = EXCLUSIVE")  # two servers would do each job twice
+        if not shared:
+            run("PRAGMA locking_mode = EXCLUSIVE")  # two servers would do each job twice
         run("PRAGMA auto_vacuum = INCREMENTAL")
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")  # a job that was acknowledged survives a power failure

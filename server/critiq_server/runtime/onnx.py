@@ -95,14 +95,25 @@ def _spec(kind: str, shape: Sequence[int | str | None]) -> TensorSpec:
     return TensorSpec(dtype, lengths, ranked=bool(shape))
 
 
+_processes = 1
+
+
+def share_cores(processes: int) -> None:
+    """From now on this process takes its part of the cores only, as one of so many."""
+    global _processes  # noqa: PLW0603 - a fact about the whole process
+    _processes = processes
+
+
 def usable_cores(control_group: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use: its affinity and its container's CPU limit, not the machine's count.
 
     A part of a core counts as one. More threads than the limit pays for would be stopped for most of each period.
+    After :func:`share_cores` it is this process's part of them.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = _cpu_limit(control_group)
-    return cores if limit is None else max(1, min(cores, math.ceil(limit)))
+    cores = cores if limit is None else min(cores, math.ceil(limit))
+    return max(1, cores // _processes)
 
 
 def _cpu_limit(control_group: Path) -> float | None:

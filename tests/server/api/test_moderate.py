@@ -17,7 +17,7 @@ from PIL import Image
 
 from critiq import wire_verdicts
 from critiq.v1 import scoring_pb2
-from critiq_server.assembly import StartError
+from critiq_server.listening import StartError
 from tests.server.api.conftest import Server
 from tests.support import requests
 from tests.support.bundles import edit_manifest, write_bundle

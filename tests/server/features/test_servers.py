@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from critiq_server.app import App
-from critiq_server.assembly import StartError
 from critiq_server.features.disk import DiskStore
 from critiq_server.features.files import DATA_FILE
 from critiq_server.images.source import EncodedImage
+from critiq_server.listening import StartError
 from critiq_server.queries import Query
 from critiq_server.settings import Settings
 from tests.support import requests

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 import critiq
 from critiq_server.app import App
-from critiq_server.assembly import StartError
+from critiq_server.listening import StartError
 from tests.support.bundles import write_bundle, write_simulated
 from tests.support.requests import flat, raw
 from tests.support.servers import make_settings, running

@@ -31,7 +31,7 @@ from critiq.v1 import scoring_pb2
 from critiq_server.api.access import http_scopes
 from critiq_server.api.oip import rpc as inference
 from critiq_server.app import App
-from critiq_server.assembly import StartError
+from critiq_server.listening import StartError
 from critiq_server.security.guard import Guard
 from critiq_server.security.keys import SCOPES, append, new_key
 from tests.server.jobs.test_jobs import POLICY

@@ -1,0 +1,111 @@
+"""What one of several serving processes knows of the others: the sockets they share, how to tell them things."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from critiq.errors import FailedPrecondition
+
+VARIABLE = "CRITIQ_PROCESS"
+"""In the environment of a process that another one started: :meth:`Member.text`."""
+_LONGEST_LOAD = 600.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the processes that ``critiq serve --workers N`` starts.
+
+    Args:
+        number: 0 to ``count`` - 1; a process that takes another's place has its number.
+        directory: where each process has a socket on which the others, and the one that started it, talk to it.
+        name: of its socket, without ``.sock``.
+        grpc_port: shared, each process listens on it.
+        sockets: descriptors of listening sockets, by what is served there (``rest``, or a listener of ``compat``).
+        lifeline: descriptor that reaches its end when the process that started this one is gone.
+    """
+
+    number: int
+    count: int
+    directory: Path
+    name: str
+    grpc_port: int
+    sockets: Mapping[str, int]
+    lifeline: int
+
+    @staticmethod
+    def of_this_process() -> Member | None:
+        """What the environment says; ``None``: this process was started by itself."""
+        text = os.environ.pop(VARIABLE, "")
+        if not text:
+            return None
+        values = json.loads(text)
+        return Member(**{**values, "directory": Path(values["directory"])})
+
+    def text(self) -> str:
+        """For the environment of the process."""
+        return json.dumps({**self.__dict__, "directory": str(self.directory), "sockets": dict(self.sockets)})
+
+    @property
+    def path(self) -> Path:
+        """The socket of this process."""
+        return self.directory / f"{self.name}.sock"
+
+    def shared(self, what: str) -> socket.socket:
+        """A listening socket that all processes have."""
+        return socket.socket(fileno=os.dup(self.sockets[what]))
+
+    def listen(self) -> socket.socket:
+        """Opens the socket of this process; only this user can reach it, as the directory is his alone."""
+        opened = socket.socket(socket.AF_UNIX)
+        opened.bind(str(self.path))
+        opened.listen(128)
+        return opened
+
+    async def tell(self, what: str, **values: str) -> None:
+        """Has every other process do the same.
+
+        Raises:
+            FailedPrecondition: one of them could not; the others did.
+        """
+        refusals = []
+        for path in self._others():
+            try:
+                async with _talk(path) as http:
+                    answer = await http.post(f"/{what}", json=values)
+                if answer.status_code != httpx.codes.OK:
+                    refusals.append(answer.text)
+            except httpx.TransportError:
+                continue  # it is gone; who takes its place asks what is loaded
+        if refusals:
+            raise FailedPrecondition(
+                f"done here, but {len(refusals)} of the other {self.count - 1} processes could not: {refusals[0]}"
+            )
+
+    async def loaded_elsewhere(self) -> tuple[str, ...]:
+        """NAME:VERSION of what another process serves; empty if none is ready."""
+        for path in self._others():
+            try:
+                async with _talk(path) as http:
+                    answer = await http.get("/loaded")
+                found: list[Any] = answer.json() if answer.status_code == httpx.codes.OK else []
+            except httpx.TransportError:
+                continue
+            if found:
+                return tuple(map(str, found))
+        return ()
+
+    def _others(self) -> list[Path]:
+        return sorted(path for path in self.directory.glob("*.sock") if path != self.path)
+
+
+def _talk(path: Path) -> httpx.AsyncClient:
+    transport = httpx.AsyncHTTPTransport(uds=str(path))
+    return httpx.AsyncClient(transport=transport, base_url="http://process", timeout=_LONGEST_LOAD)

@@ -1,0 +1,115 @@
+"""The metrics of several processes as one server's.
+
+Counters and histograms are summed, and what a process counted stays in the sums when it is gone: they never fall.
+Gauges are summed over the processes that run, but for those of which each process reports the same thing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+Key = tuple[str, str, tuple[tuple[str, str], ...]]
+"""Family, name of the sample, labels."""
+
+_COUNTED = ("counter", "histogram", "summary")
+_LEAST = ("critiq_model_ready", "process_start_time_seconds", "process_max_fds", "_created")
+"""Ends of the names of gauges of which the smallest is told: a model is ready when it is so in every process."""
+_MOST = (
+    "critiq_jobs",
+    "critiq_jobs_waiting_bytes",
+    "critiq_jobs_oldest_queued_seconds",
+    "critiq_drift_level",
+    "critiq_drift_distance",
+    "critiq_build_info",
+)
+"""The largest: of jobs, which all processes see in one file, the worst of drift, which each watches for its share."""
+_SECONDS = 5.0
+
+
+class MergedMetrics(Collector):
+    """To be registered with a ``CollectorRegistry``; asks every process whenever it is collected. Of one that does not
+    answer the counters stand as they were.
+
+    Args:
+        members: the sockets of the processes that run, by name.
+    """
+
+    def __init__(self, members: Callable[[], Mapping[str, Path]]) -> None:
+        self._members = members
+        self._lock = threading.Lock()
+        self._families: dict[str, tuple[str, str]] = {}
+        """Documentation and type."""
+        self._counted: dict[str, dict[Key, float]] = {}
+        """By each process that runs, when it was asked last."""
+        self._gone: dict[Key, float] = {}
+        """By those that do not any more."""
+
+    def collect(self) -> Iterable[Metric]:
+        members = self._members()
+        with ThreadPoolExecutor(max(1, len(members))) as pool:
+            texts = dict(zip(members, pool.map(_ask, members.values()), strict=True))
+        with self._lock:
+            self._retire(members)
+            return self._merge(texts)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: what there is shows when it is collected."""
+        return []
+
+    def _retire(self, members: Mapping[str, Path]) -> None:
+        for name in [name for name in self._counted if name not in members]:
+            _add(self._gone, self._counted.pop(name))
+
+    def _merge(self, texts: Mapping[str, str]) -> list[Metric]:
+        merged: dict[Key, float] = {}
+        for name, text in texts.items():
+            counted: dict[Key, float] = {}
+            for family in text_string_to_metric_families(text):
+                self._families[family.name] = (family.documentation, family.type)
+                for sample in family.samples:
+                    key = (family.name, sample.name, tuple(sorted(sample.labels.items())))
+                    if family.type in _COUNTED:
+                        counted[key] = sample.value
+                    else:
+                        merged[key] = _gauge(family.name, merged.get(key), sample.value)
+            if text:
+                self._counted[name] = counted
+        for series in (self._gone, *self._counted.values()):
+            _add(merged, series)
+        metrics = {name: Metric(name, *about) for name, about in self._families.items()}
+        for (family_name, sample_name, labels), value in merged.items():
+            metrics[family_name].add_sample(sample_name, dict(labels), value)
+        return list(metrics.values())
+
+
+def _ask(path: Path) -> str:
+    """The metrics of one process; empty if it does not answer."""
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=_SECONDS) as http:
+            answer = http.get("http://process/metrics/", headers={"Accept": "text/plain"})
+            return answer.text if answer.status_code == httpx.codes.OK else ""
+    except httpx.TransportError:
+        return ""
+
+
+def _gauge(name: str, known: float | None, value: float) -> float:
+    if known is None:
+        return value
+    if name.endswith(_LEAST):
+        return min(known, value)
+    if name in _MOST:
+        return max(known, value)
+    return known + value
+
+
+def _add(into: dict[Key, float], series: Mapping[Key, float]) -> None:
+    for key, value in series.items():
+        into[key] = into.get(key, 0.0) + value

@@ -1,0 +1,54 @@
+"""What a process answers to the others of its group, on a socket of its own that only this user can open."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+
+from critiq.errors import CritiqError
+from critiq_server.api.metrics import metrics_app
+from critiq_server.registry import Registry
+from critiq_server.telemetry.faults import internal
+
+
+def private_app(registry: Registry, metrics: CollectorRegistry, is_ready: Callable[[], bool]) -> Starlette:
+    """``GET /metrics``, ``/ready`` and ``/loaded``; ``POST /load`` and ``/unload`` with a name and a version."""
+
+    async def ready(request: Request) -> Response:
+        return PlainTextResponse("", 200 if is_ready() else 503)
+
+    async def loaded(request: Request) -> Response:
+        return JSONResponse([f"{model.name}:{model.version}" for model in registry.list() if model.state == "ready"])
+
+    async def load(request: Request) -> Response:
+        asked = await request.json()
+        return await _done(registry.load(asked["name"], asked["version"]), "loading for another process")
+
+    async def unload(request: Request) -> Response:
+        asked = await request.json()
+        return await _done(registry.unload(asked["name"], asked["version"]), "unloading for another process")
+
+    return Starlette(
+        routes=[
+            Route("/ready", ready),
+            Route("/loaded", loaded),
+            Route("/load", load, methods=["POST"]),
+            Route("/unload", unload, methods=["POST"]),
+            Mount("/metrics", metrics_app(metrics)),
+        ]
+    )
+
+
+async def _done(work: Awaitable[object], what: str) -> Response:
+    try:
+        await work
+    except CritiqError as error:
+        return PlainTextResponse(error.message, 409)
+    except Exception as error:
+        return PlainTextResponse(internal(what, error).message, 500)
+    return PlainTextResponse("")

@@ -1,0 +1,244 @@
+"""Several processes behind one port, as `critiq serve --workers` starts them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import critiq
+from critiq.errors import CritiqError
+from tests.support import requests
+from tests.support.bundles import write_bundle, write_simulated
+from tests.support.receiver import receiving
+from tests.support.servers import ServerProcess, server_process
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="several processes need Linux or macOS")]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "models")
+    return tmp_path
+
+
+@contextmanager
+def serving(root: Path, *more: str) -> Iterator[ServerProcess]:
+    flags = ["--workers=2", "--models", str(root / "models"), "--default", "tiny", "--load", "tiny"]
+    with server_process([*flags, *more], root / "log") as server:
+        yield server
+
+
+def children(server: ServerProcess) -> list[psutil.Process]:
+    return [child for child in psutil.Process(server.process.pid).children() if child.status() != "zombie"]
+
+
+def value(server: ServerProcess, name: str, **labels: str) -> float:
+    """The sum of the samples that have these labels."""
+    text = httpx.get(server.metrics, timeout=20).text
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 40.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "did not come true"
+        time.sleep(0.05)
+
+
+def score(server: ServerProcess, level: int) -> int:
+    """Over a connection of its own, so that any process may get it."""
+    files = {"image": requests.flat(level)}
+    return httpx.post(f"{server.rest}/v1/score", files=files, timeout=30).status_code
+
+
+def test_processes_share_ports_and_sum_their_metrics(root: Path) -> None:
+    with serving(root) as server:
+        assert len(children(server)) == 2
+        for level in range(40):
+            assert score(server, level) == 200
+        with critiq.Client(f"grpc://{server.grpc}") as client:
+            assert client.score(requests.flat(9)).scores[0].model == "tiny"
+        assert value(server, "critiq_requests_total", operation="score", code="OK") == 41
+        assert value(server, "critiq_processes") == 2
+        assert value(server, "critiq_model_ready", model="tiny") == 1
+        assert server.terminate() == 0
+
+
+def test_a_process_that_is_killed_under_load_costs_a_caller_who_retries_nothing(root: Path) -> None:
+    with serving(root) as server:
+        outcomes: Counter[str] = Counter()
+
+        async def caller(url: str, number: int) -> None:
+            async with critiq.AsyncClient(url, retries=5) as client:
+                for level in range(60):
+                    try:
+                        await client.score(requests.flat((number * 60 + level) % 256))
+                        outcomes["OK"] += 1
+                    except CritiqError as error:
+                        outcomes[error.code] += 1
+
+        async def load() -> None:
+            victim = children(server)[0]
+            callers = [
+                asyncio.create_task(caller(url, number))
+                for number, url in enumerate([server.rest, f"grpc://{server.grpc}"] * 4)
+            ]
+            await asyncio.sleep(0.3)
+            victim.send_signal(signal.SIGKILL)
+            await asyncio.gather(*callers)
+
+        before = value(server, "critiq_requests_total")
+        asyncio.run(load())
+        assert outcomes == {"OK": 480}
+        wait_for(lambda: value(server, "critiq_processes") == 2)
+        assert value(server, "critiq_process_restarts_total") == 1
+        counted = value(server, "critiq_requests_total")
+        assert counted >= before
+        assert score(server, 1) == 200
+        assert value(server, "critiq_requests_total") == counted + 1
+        assert server.terminate() == 0
+
+
+def test_loading_and_unloading_reach_all_and_one_that_comes_later(root: Path) -> None:
+    write_bundle(root / "models", "other")
+    with serving(root, "--set", "models.allow_changes=true") as server:
+
+        def states(name: str) -> set[str]:
+            """As a caller sees them whose connections go to any process."""
+            return {httpx.get(f"{server.rest}/v1/models/{name}").json()["state"] for _ in range(20)}
+
+        with critiq.Client(server.rest) as client:
+            client.load_model("other")
+            assert states("other") == {"ready"}
+            children(server)[0].kill()
+            wait_for(lambda: value(server, "critiq_process_restarts_total") == 1)
+            wait_for(lambda: value(server, "critiq_processes") == 2)
+            assert states("other") == {"ready"}
+            client.unload_model("other")
+            assert states("other") == {"available"}
+
+
+async def test_jobs_are_done_once_whoever_took_them_and_whoever_dies(root: Path) -> None:
+    write_simulated(root / "models", batch_ms=20, max_batch=1)
+    async with receiving() as receiver:
+        flags = [f"jobs.path={root / 'jobs'}", f"jobs.callbacks={json.dumps(receiver.settings())}"]
+        sets = [flag for text in flags for flag in ("--set", text)]
+        with serving(root, *sets, "--load", "simulated") as server:
+            names = []
+            for number in range(8):
+                async with critiq.AsyncClient(server.rest, retries=8) as client:  # a connection each
+                    job = await client.submit_job(
+                        [requests.flat(number * 20 + item) for item in range(10)],
+                        model="simulated",
+                        callback=receiver.url,
+                    )
+                    names.append(job.id)
+            works = next(child for child in children(server) if has_turn(child))
+            works.kill()
+            await asyncio.to_thread(wait_for, lambda: any(map(has_turn, children(server))))
+            async with critiq.AsyncClient(server.rest, retries=8) as client:
+                for name in names:
+                    job = await client.wait_job(name, timeout=60)
+                    assert (job.state, job.answered, job.failed) == ("done", 10, 0)
+            await receiver.told(8)
+            messages = Counter(message for message, _ in receiver.events)
+            assert len(messages) == 8
+            assert sum(messages.values()) <= 9, "only what was under way at the kill may come again"
+            assert await asyncio.to_thread(server.terminate) == 0
+
+
+def has_turn(process: psutil.Process) -> bool:
+    try:
+        return any(opened.path.endswith(".turn") for opened in process.open_files())
+    except psutil.Error:
+        return False
+
+
+def test_stopping_answers_what_was_accepted_in_every_process(root: Path) -> None:
+    write_simulated(root / "models", batch_ms=400, max_batch=4)
+    with serving(root, "--load", "simulated") as server:
+
+        async def load() -> Counter[int]:
+            limits = httpx.Limits(max_keepalive_connections=0)
+            async with httpx.AsyncClient(base_url=server.rest, timeout=60, limits=limits) as http:
+
+                async def one(level: int) -> int:
+                    files = {"image": requests.flat(level)}
+                    return (await http.post("/v1/score", files=files, data={"model": "simulated"})).status_code
+
+                callers = [asyncio.create_task(one(level)) for level in range(24)]
+                await until(lambda: value(server, "critiq_in_flight") == 24)
+                server.process.send_signal(signal.SIGTERM)
+                return Counter(await asyncio.gather(*callers))
+
+        assert asyncio.run(load()) == {200: 24}
+        assert server.process.wait(30) == 0
+
+
+def test_a_hangup_replaces_the_processes_and_refuses_nobody(root: Path) -> None:
+    with serving(root) as server:
+        before = {child.pid for child in children(server)}
+        outcomes: Counter[str] = Counter()
+        server.process.send_signal(signal.SIGHUP)
+        with (
+            critiq.Client(server.rest, retries=3) as rest,
+            critiq.Client(f"grpc://{server.grpc}", retries=3) as over_grpc,
+        ):
+            limit = time.monotonic() + 60
+            while {child.pid for child in children(server)} & before:
+                assert time.monotonic() < limit
+                for client in (rest, over_grpc):
+                    found = client.score(requests.flat(sum(outcomes.values()) % 256))
+                    outcomes[found.scores[0].model] += 1
+        assert set(outcomes) == {"tiny"}
+        wait_for(lambda: value(server, "critiq_processes") == 2)
+        assert value(server, "critiq_process_restarts_total") == 0
+        assert server.terminate() == 0
+
+
+def test_processes_end_when_the_one_that_started_them_is_gone(root: Path) -> None:
+    with serving(root) as server:
+        left = children(server)
+        server.process.kill()
+        _, alive = psutil.wait_procs(left, timeout=30)
+        assert not alive
+
+
+def test_a_start_that_fails_says_why_and_leaves_nothing(root: Path, tmp_path: Path) -> None:
+    with (
+        pytest.raises(AssertionError, match="missing' is not served") as failure,
+        serving(root, "--default", "missing"),
+    ):
+        pass
+    assert "ended with status 1" in str(failure.value)
+    assert not [child for child in psutil.Process().children() if child.status() != "zombie"]
+
+
+def test_a_port_that_is_taken_is_named(root: Path) -> None:
+    with serving(root) as server:
+        for flag, url in (
+            ("--rest-port", server.rest),
+            ("--grpc-port", server.grpc),
+            ("--metrics-port", server.metrics),
+        ):
+            port = url.removesuffix("/metrics").rpartition(":")[2]
+            with pytest.raises(AssertionError, match=f"another {flag}"), serving(root, f"{flag}={port}"):
+                pass
