@@ -41,6 +41,17 @@ def serving(root: Path, *more: str) -> Iterator[ServerProcess]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Two processes; whatever a test does to them, they are two again after it."""
+    root = tmp_path_factory.mktemp("pair")
+    write_bundle(root / "models")
+    write_bundle(root / "models", "other")
+    with serving(root, "--set", "models.allow_changes=true") as server:
+        yield server
+        assert server.terminate() == 0
+
+
 def children(server: ServerProcess) -> list[psutil.Process]:
     return [child for child in psutil.Process(server.process.pid).children() if child.status() != "zombie"]
 
@@ -69,71 +80,89 @@ def score(server: ServerProcess, level: int) -> int:
     return httpx.post(f"{server.rest}/v1/score", files=files, timeout=30).status_code
 
 
-def test_processes_share_ports_and_sum_their_metrics(root: Path) -> None:
-    with serving(root) as server:
-        assert len(children(server)) == 2
-        for level in range(40):
-            assert score(server, level) == 200
-        with critiq.Client(f"grpc://{server.grpc}") as client:
-            assert client.score(requests.flat(9)).scores[0].model == "tiny"
-        assert value(server, "critiq_requests_total", operation="score", code="OK") == 41
-        assert value(server, "critiq_processes") == 2
-        assert value(server, "critiq_model_ready", model="tiny") == 1
-        assert server.terminate() == 0
+def test_processes_share_ports_and_sum_their_metrics(pair: ServerProcess) -> None:
+    assert len(children(pair)) == 2
+    for level in range(40):
+        assert score(pair, level) == 200
+    with critiq.Client(f"grpc://{pair.grpc}") as client:
+        assert client.score(requests.flat(9)).scores[0].model == "tiny"
+    assert value(pair, "critiq_requests_total", operation="score", code="OK") == 41
+    assert value(pair, "critiq_processes") == 2
+    assert value(pair, "critiq_model_ready", model="tiny") == 1
 
 
-def test_a_process_that_is_killed_under_load_costs_a_caller_who_retries_nothing(root: Path) -> None:
-    with serving(root) as server:
-        outcomes: Counter[str] = Counter()
-
-        async def caller(url: str, number: int) -> None:
-            async with critiq.AsyncClient(url, retries=5) as client:
-                for level in range(60):
-                    try:
-                        await client.score(requests.flat((number * 60 + level) % 256))
-                        outcomes["OK"] += 1
-                    except CritiqError as error:
-                        outcomes[error.code] += 1
-
-        async def load() -> None:
-            victim = children(server)[0]
-            callers = [
-                asyncio.create_task(caller(url, number))
-                for number, url in enumerate([server.rest, f"grpc://{server.grpc}"] * 4)
-            ]
-            await asyncio.sleep(0.3)
-            victim.send_signal(signal.SIGKILL)
-            await asyncio.gather(*callers)
-
-        before = value(server, "critiq_requests_total")
-        asyncio.run(load())
-        assert outcomes == {"OK": 480}
-        wait_for(lambda: value(server, "critiq_processes") == 2)
-        assert value(server, "critiq_process_restarts_total") == 1
-        counted = value(server, "critiq_requests_total")
-        assert counted >= before
-        assert score(server, 1) == 200
-        assert value(server, "critiq_requests_total") == counted + 1
-        assert server.terminate() == 0
+@pytest.mark.parametrize("flag", ["--rest-port", "--grpc-port"])
+def test_a_port_that_is_taken_is_named(pair: ServerProcess, root: Path, flag: str) -> None:
+    url = pair.rest if flag == "--rest-port" else pair.grpc
+    with pytest.raises(AssertionError, match=f"another {flag}"), serving(root, f"{flag}={url.rpartition(':')[2]}"):
+        pass
 
 
-def test_loading_and_unloading_reach_all_and_one_that_comes_later(root: Path) -> None:
-    write_bundle(root / "models", "other")
-    with serving(root, "--set", "models.allow_changes=true") as server:
+def test_a_process_that_is_killed_under_load_costs_a_caller_who_retries_nothing(pair: ServerProcess) -> None:
+    outcomes: Counter[str] = Counter()
 
-        def states(name: str) -> set[str]:
-            """As a caller sees them whose connections go to any process."""
-            return {httpx.get(f"{server.rest}/v1/models/{name}").json()["state"] for _ in range(20)}
+    async def caller(url: str, number: int) -> None:
+        async with critiq.AsyncClient(url, retries=5) as client:
+            for level in range(60):
+                try:
+                    await client.score(requests.flat((number * 60 + level) % 256))
+                    outcomes["OK"] += 1
+                except CritiqError as error:
+                    outcomes[error.code] += 1
 
-        with critiq.Client(server.rest) as client:
-            client.load_model("other")
-            assert states("other") == {"ready"}
-            children(server)[0].kill()
-            wait_for(lambda: value(server, "critiq_process_restarts_total") == 1)
-            wait_for(lambda: value(server, "critiq_processes") == 2)
-            assert states("other") == {"ready"}
-            client.unload_model("other")
-            assert states("other") == {"available"}
+    async def load() -> None:
+        victim = children(pair)[0]
+        urls = [pair.rest, f"grpc://{pair.grpc}"] * 4
+        callers = [asyncio.create_task(caller(url, number)) for number, url in enumerate(urls)]
+        await until(lambda: outcomes["OK"] > 20)
+        victim.send_signal(signal.SIGKILL)
+        await asyncio.gather(*callers)
+
+    before, restarts = value(pair, "critiq_requests_total"), value(pair, "critiq_process_restarts_total")
+    asyncio.run(load())
+    assert outcomes == {"OK": 480}
+    wait_for(lambda: value(pair, "critiq_processes") == 2)
+    assert value(pair, "critiq_process_restarts_total") == restarts + 1
+    counted = value(pair, "critiq_requests_total")
+    assert counted >= before
+    assert score(pair, 1) == 200
+    assert value(pair, "critiq_requests_total") == counted + 1
+
+
+def test_loading_and_unloading_reach_all_and_one_that_comes_later(pair: ServerProcess) -> None:
+    def states(name: str) -> set[str]:
+        """As a caller sees them whose connections go to any process."""
+        return {httpx.get(f"{pair.rest}/v1/models/{name}").json()["state"] for _ in range(20)}
+
+    assert states("other") == {"available"}
+    with critiq.Client(pair.rest) as client:
+        client.load_model("other")
+        assert states("other") == {"ready"}
+        restarts = value(pair, "critiq_process_restarts_total")
+        children(pair)[0].kill()
+        wait_for(lambda: value(pair, "critiq_process_restarts_total") == restarts + 1)
+        wait_for(lambda: value(pair, "critiq_processes") == 2)
+        assert states("other") == {"ready"}
+    with critiq.Client(pair.rest) as client:
+        client.unload_model("other")
+        assert states("other") == {"available"}
+
+
+def test_a_hangup_replaces_the_processes_and_refuses_nobody(pair: ServerProcess) -> None:
+    before = {child.pid for child in children(pair)}
+    restarts = value(pair, "critiq_process_restarts_total")
+    outcomes: Counter[str] = Counter()
+    pair.process.send_signal(signal.SIGHUP)
+    with critiq.Client(pair.rest) as rest, critiq.Client(f"grpc://{pair.grpc}") as over_grpc:
+        limit = time.monotonic() + 60
+        while {child.pid for child in children(pair)} & before:
+            assert time.monotonic() < limit
+            for client in (rest, over_grpc):
+                found = client.score(requests.flat(sum(outcomes.values()) % 256))
+                outcomes[found.scores[0].model] += 1
+    assert set(outcomes) == {"tiny"}
+    wait_for(lambda: value(pair, "critiq_processes") == 2)
+    assert value(pair, "critiq_process_restarts_total") == restarts
 
 
 async def test_jobs_are_done_once_whoever_took_them_and_whoever_dies(root: Path) -> None:
@@ -193,27 +222,6 @@ def test_stopping_answers_what_was_accepted_in_every_process(root: Path) -> None
         assert server.process.wait(30) == 0
 
 
-def test_a_hangup_replaces_the_processes_and_refuses_nobody(root: Path) -> None:
-    with serving(root) as server:
-        before = {child.pid for child in children(server)}
-        outcomes: Counter[str] = Counter()
-        server.process.send_signal(signal.SIGHUP)
-        with (
-            critiq.Client(server.rest, retries=3) as rest,
-            critiq.Client(f"grpc://{server.grpc}", retries=3) as over_grpc,
-        ):
-            limit = time.monotonic() + 60
-            while {child.pid for child in children(server)} & before:
-                assert time.monotonic() < limit
-                for client in (rest, over_grpc):
-                    found = client.score(requests.flat(sum(outcomes.values()) % 256))
-                    outcomes[found.scores[0].model] += 1
-        assert set(outcomes) == {"tiny"}
-        wait_for(lambda: value(server, "critiq_processes") == 2)
-        assert value(server, "critiq_process_restarts_total") == 0
-        assert server.terminate() == 0
-
-
 def test_processes_end_when_the_one_that_started_them_is_gone(root: Path) -> None:
     with serving(root) as server:
         left = children(server)
@@ -229,16 +237,4 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(root: Path, tmp_path: Pa
     ):
         pass
     assert "ended with status 1" in str(failure.value)
-    assert not [child for child in psutil.Process().children() if child.status() != "zombie"]
-
-
-def test_a_port_that_is_taken_is_named(root: Path) -> None:
-    with serving(root) as server:
-        for flag, url in (
-            ("--rest-port", server.rest),
-            ("--grpc-port", server.grpc),
-            ("--metrics-port", server.metrics),
-        ):
-            port = url.removesuffix("/metrics").rpartition(":")[2]
-            with pytest.raises(AssertionError, match=f"another {flag}"), serving(root, f"{flag}={port}"):
-                pass
+    assert set(psutil.Process().children()) <= set(before)
