@@ -10,7 +10,7 @@ from itertools import islice
 
 from critiq.errors import CritiqError
 from critiq.types import ItemResult
-from critiq_server.assembly import Assembly, StartError
+from critiq_server.assembly import Assembly
 from critiq_server.bulk.errors import BulkError, StorageError
 from critiq_server.bulk.parts import Part
 from critiq_server.bulk.reading import read_rows
@@ -20,6 +20,7 @@ from critiq_server.bulk.task import Task, choose_model
 from critiq_server.bulk.units import Done, Unit
 from critiq_server.engine.demand import Priority
 from critiq_server.images.source import EncodedImage, RemoteImage
+from critiq_server.listening import StartError
 from critiq_server.queries import Item, Query, Target
 from critiq_server.telemetry.metrics import Metrics
 

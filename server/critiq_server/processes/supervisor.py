@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,12 +201,18 @@ class Supervisor:
             "critiq.cli",
             "serve",
             *self._arguments,
-            env={**os.environ, VARIABLE: member.text()},
+            env={**self._environment(), VARIABLE: member.text()},
             pass_fds=(*sockets.values(), self._lifeline_end),
         )
         process = _Process(member, running, time.monotonic())
         self._all.add(process)
         return process
+
+    def _environment(self) -> Mapping[str, str]:
+        """With a file of this group for aliases, where the settings name none: all processes must have the same."""
+        if self._settings.models.state_file is not None:
+            return os.environ
+        return {**os.environ, "CRITIQ_MODELS__STATE_FILE": str(self._directory / "aliases.json")}
 
     async def _wait_ready(self, process: _Process) -> bool:
         """Whether it has become ready; false: it ended, or all are to stop."""

@@ -74,10 +74,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 40.0) -> None:
         time.sleep(0.05)
 
 
-def score(server: ServerProcess, level: int) -> int:
+def score(server: ServerProcess, level: int, **fields: str) -> int:
     """Over a connection of its own, so that any process may get it."""
     files = {"image": requests.flat(level)}
-    return httpx.post(f"{server.rest}/v1/score", files=files, timeout=30).status_code
+    return httpx.post(f"{server.rest}/v1/score", files=files, data=fields, timeout=30).status_code
 
 
 def test_processes_share_ports_and_sum_their_metrics(pair: ServerProcess) -> None:
@@ -146,6 +146,17 @@ def test_loading_and_unloading_reach_all_and_one_that_comes_later(pair: ServerPr
     with critiq.Client(pair.rest) as client:
         client.unload_model("other")
         assert states("other") == {"available"}
+
+
+def test_an_alias_is_the_same_in_all(pair: ServerProcess) -> None:
+    def knows() -> bool:
+        """Over a connection of its own, so that any process may get it."""
+        return score(pair, 7, model="live") == 200
+
+    assert not knows()
+    with critiq.Client(pair.rest) as client:
+        client.set_alias("live", ["tiny:1"])
+    wait_for(lambda: all(knows() for _ in range(12)), 10)
 
 
 def test_a_hangup_replaces_the_processes_and_refuses_nobody(pair: ServerProcess) -> None:
@@ -231,6 +242,7 @@ def test_processes_end_when_the_one_that_started_them_is_gone(root: Path) -> Non
 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(root: Path, tmp_path: Path) -> None:
+    before = psutil.Process().children()
     with (
         pytest.raises(AssertionError, match="missing' is not served") as failure,
         serving(root, "--default", "missing"),
