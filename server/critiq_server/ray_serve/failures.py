@@ -30,8 +30,8 @@ def replica_gone() -> Unavailable:
 def of_one_process() -> FailedPrecondition:
     """The error of a call that would reach one replica of many."""
     return FailedPrecondition(
-        "this would concern one replica of many: jobs, drift and the live view need a server of their own "
-        "(critiq serve), and models are loaded by the application's settings (models.load)"
+        "this would concern one replica of many: jobs, drift, shadow reports and the live view need a server of "
+        "their own (critiq serve); models and aliases of all replicas are in the application's settings"
     )
 
 

@@ -13,14 +13,15 @@ UNARY: tuple[str, ...] = (
     *(f"/critiq.v1.Scoring/{name}" for name in _SCORING),
     "/critiq.v1.Models/List",
     "/critiq.v1.Models/Get",
+    "/critiq.v1.Models/ListAliases",
     *(f"/inference.GRPCInferenceService/{name}" for name in _INFERENCE),
     "/grpc.health.v1.Health/Check",
 )
 STREAMS: tuple[str, ...] = ("/critiq.v1.Scoring/ScoreStream", "/inference.GRPCInferenceService/ModelStreamInfer")
 ONE_PROCESS: tuple[str, ...] = (
     *(f"/critiq.v1.Jobs/{name}" for name in ("Submit", "Get", "List", "Results", "Cancel")),
-    "/critiq.v1.Models/Load",
-    "/critiq.v1.Models/Unload",
+    *(f"/critiq.v1.Models/{name}" for name in ("Load", "Unload", "SetAlias", "PromoteAlias", "RollbackAlias")),
+    *(f"/critiq.v1.Models/{name}" for name in ("RemoveAlias", "GetShadowReport")),
     "/inference.GRPCInferenceService/RepositoryModelLoad",
     "/inference.GRPCInferenceService/RepositoryModelUnload",
 )

@@ -11,8 +11,15 @@ from starlette.routing import BaseRoute, Route
 from critiq_server.api.answers import dumps, refusal
 from critiq_server.ray_serve.failures import of_one_process
 
-_ONE_PROCESS = ("/v1/jobs", "/v1/jobs/{rest:path}", "/v1/live", "/v1/drift", "/v1/drift/{rest:path}")
-_CHANGES = ("/v1/models/{name}/{change:path}", "/v2/repository/models/{name}/{change:path}")
+_ONE_PROCESS = (
+    "/v1/jobs",
+    "/v1/jobs/{rest:path}",
+    "/v1/live",
+    "/v1/drift",
+    "/v1/drift/{rest:path}",
+    "/v1/aliases/{name}/{report:path}",
+)
+_CHANGES = ("/v1/models/{name}/{change:path}", "/v2/repository/models/{name}/{change:path}", "/v1/aliases/{name:path}")
 
 
 def routes(directory: Any) -> list[BaseRoute]:
@@ -36,7 +43,7 @@ def routes(directory: Any) -> list[BaseRoute]:
         Route("/v1/replicas", replicas, methods=["GET"]),
         Route("/v1/replicas/prometheus", targets, methods=["GET"]),
         *(Route(path, _refused, methods=["GET", "POST", "PUT", "DELETE"]) for path in _ONE_PROCESS),
-        *(Route(path, _refused, methods=["POST"]) for path in _CHANGES),
+        *(Route(path, _refused, methods=["POST", "PUT", "DELETE"]) for path in _CHANGES),
     ]
 
 

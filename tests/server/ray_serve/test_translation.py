@@ -12,6 +12,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
 from critiq.errors import CritiqError, DeadlineExceeded, Internal, NotFound, TooBusy, Unavailable
@@ -22,6 +23,7 @@ from critiq_server.ray_serve.failures import of_status
 from critiq_server.ray_serve.frames import Failure, Frame, unpack
 from critiq_server.ray_serve.http_ingress import RetryableFailures
 from critiq_server.ray_serve.methods import ONE_PROCESS, STREAMS, UNARY, name_of
+from critiq_server.ray_serve.routes import routes
 from critiq_server.ray_serve.scaling import IN_FLIGHT, by_pictures
 
 texts = st.text(max_size=20)
@@ -174,3 +176,31 @@ async def test_the_directory_forgets_the_silent(monkeypatch: pytest.MonkeyPatch)
     await directory.forget("a")
     await directory.forget("a")
     assert await directory.list() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/jobs", 409),
+        ("POST", "/v1/jobs", 409),
+        ("DELETE", "/v1/jobs/one", 409),
+        ("GET", "/v1/live", 409),
+        ("POST", "/v1/models/tiny/load", 409),
+        ("POST", "/v2/repository/models/tiny/unload", 409),
+        ("PUT", "/v1/aliases/best", 409),
+        ("POST", "/v1/aliases/best/rollback", 409),
+        ("GET", "/v1/aliases/best/shadow", 409),
+        ("GET", "/v1/aliases", 404),
+        ("GET", "/v1/aliases/best", 405),
+        ("GET", "/v1/models/tiny", 404),
+        ("POST", "/v1/score", 404),
+    ],
+)
+async def test_what_one_replica_of_many_does_not_do(method: str, path: str, status: int) -> None:
+    """404 and 405 are what routes of the face itself would answer."""
+    app = Router(routes(None), redirect_slashes=False)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://replica") as client:
+        answered = await client.request(method, path)
+    assert answered.status_code == status
+    if status == 409:
+        assert answered.json()["error"]["code"] == "FAILED_PRECONDITION"
