@@ -1,4 +1,4 @@
-"""A name that stands for several servers: gRPC clients take turns over its addresses, and go on without one that is gone."""
+"""A name that stands for several servers: gRPC clients take turns over them, and go on without one that is gone."""
 
 from __future__ import annotations
 
