@@ -46,8 +46,11 @@ Ask = Callable[[int], Awaitable[Outcome]]
 class Callers:
     """Ask for scores of flat pictures, each number another picture; levels 200 and above are left to the tests."""
 
-    def __init__(self, channel: grpc.aio.Channel, http: httpx.AsyncClient, value: Callable[[float], float]) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, http: httpx.AsyncClient, value: Callable[[float], float], key: str
+    ) -> None:
         self.channel, self.http, self._value = channel, http, value
+        self._metadata = [("x-api-key", key)] if key else None
 
     async def over_grpc(self, number: int) -> Outcome:
         return await self.level(number % 200, _size(number))
@@ -70,7 +73,7 @@ class Callers:
                     return Outcome(refusal.code, at, time.monotonic() - at, refusal.retry_after_ms)
                 data = answer.content
             else:
-                data = await self.channel.unary_unary(SCORE)(body, timeout=60)
+                data = await self.channel.unary_unary(SCORE)(body, timeout=60, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             refusal = refusal_of(error)
             return Outcome(refusal.code or "LOST", at, time.monotonic() - at, refusal.retry_after_ms)
@@ -88,14 +91,20 @@ def _size(number: int) -> tuple[int, int]:
 
 
 @asynccontextmanager
-async def callers(server: ServerProcess, value: Callable[[float], float]) -> AsyncIterator[Callers]:
-    """``value``: what the first dimension gives for a flat picture of a grey level."""
+async def callers(server: ServerProcess, value: Callable[[float], float], *, key: str = "") -> AsyncIterator[Callers]:
+    """``value``: what the first dimension gives for a flat picture of a grey level; ``key``: an API key to send."""
     limits = httpx.Limits(max_connections=1000, max_keepalive_connections=200)
     async with (
         grpc.aio.insecure_channel(server.grpc) as channel,
-        httpx.AsyncClient(base_url=server.rest, timeout=60, trust_env=False, limits=limits) as http,
+        httpx.AsyncClient(
+            base_url=server.rest,
+            timeout=60,
+            trust_env=False,
+            limits=limits,
+            headers={"x-api-key": key} if key else {},
+        ) as http,
     ):
-        yield Callers(channel, http, value)
+        yield Callers(channel, http, value, key)
 
 
 async def open_loop(ask: Ask, rate: float, seconds: float, first: int = 0) -> list[Outcome]:

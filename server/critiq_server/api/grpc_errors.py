@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NoReturn
 
 import grpc.aio
@@ -15,11 +16,14 @@ RETRY_KEY = "grpc-retry-pushback-ms"
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: CritiqError) -> NoReturn:
-    """Ends the call with the error's status; always raises."""
+    """Ends the call with the error's status; always raises. Of a caller who has gone, it ends as a cancelled call."""
     ERRORS.labels("grpc", error.code).inc()
     metadata: list[tuple[str, str | bytes]] = [*(context.trailing_metadata() or ())]
     metadata.append((ERROR_KEY, wire.error_to_proto(error).SerializeToString()))
     if error.retry_after is not None:
         metadata.append((RETRY_KEY, str(wire.milliseconds(error.retry_after))))
-    await context.abort(error.grpc_status, str(error), tuple(metadata))
+    try:
+        await context.abort(error.grpc_status, str(error), tuple(metadata))
+    except grpc.aio.InternalError:  # there is nobody to tell; gRPC would log it as a fault of ours
+        raise asyncio.CancelledError from None
     raise AssertionError("abort raises")

@@ -31,7 +31,9 @@ FIELD = "callback.url"
 _AT_ONCE, _AT_ONCE_A_HOST = 32, 4
 """Tries under way; one slow receiver does not hold up the others."""
 _PAGE = 1000
-_LONGEST_SLEEP = 60.0
+_LONGEST_SLEEP = 10.0
+_STEP = 5.0
+"""A clock that is this many seconds off its own pace was set; less is how it is kept right."""
 _AFTER_A_FAULT = 60.0
 
 
@@ -73,6 +75,7 @@ class Callbacks:
         self._sending: dict[int, asyncio.Task[None]] = {}
         self._hosts: Counter[str] = Counter()
         self._wake = asyncio.Event()
+        self._ahead = time.time() - time.monotonic()
 
     def wake(self) -> None:
         """Something may be due."""
@@ -84,6 +87,7 @@ class Callbacks:
             while True:
                 self._wake.clear()
                 try:
+                    await self._follow_clock()
                     seconds = await self._start_due()
                 except Exception as error:
                     internal("callbacks", error)
@@ -93,6 +97,16 @@ class Callbacks:
             for task in self._sending.values():
                 task.cancel()
             await asyncio.gather(*self._sending.values(), return_exceptions=True)
+
+    async def _follow_clock(self) -> None:
+        """When the clock was set, what is due goes by the new time: it would be a day late after a step back by one."""
+        now = time.time()
+        ahead = now - time.monotonic()
+        step = ahead - self._ahead
+        if abs(step) > _STEP:
+            self._ahead = ahead
+            logger.warning("the clock was set: callbacks follow it", seconds=round(step, 1))
+            await self._run(self._outbox.clock_set, now, step, self._settings.give_up_seconds)
 
     async def _start_due(self) -> float:
         """Starts tries of what is due, as far as there is room; returns the seconds until there may be more to do."""
@@ -173,8 +187,9 @@ class Callbacks:
         settings = self._settings
         bound = min(settings.longest_pause_seconds, settings.first_pause_seconds * 2.0 ** min(delivery.attempts, 60))
         pause = max(bound * random.uniform(0.5, 1.0), hint or 0.0)  # noqa: S311
+        await self._follow_clock()
         due = time.time() + pause
-        if due > delivery.give_up:
+        if due > await self._run(self._outbox.gives_up, delivery):
             await self._run(self._outbox.failed, delivery, error, None)
             return "given_up"
         await self._run(self._outbox.failed, delivery, error, due)

@@ -45,6 +45,11 @@ class Outbox:
         row = self._run("SELECT parent FROM traces WHERE job = ?", (delivery.job,)).fetchone()
         return "" if row is None else str(row["parent"])
 
+    def gives_up(self, delivery: Delivery) -> float:
+        """When the last try may be: as it stands now, which is another time than before if the clock was set."""
+        row = self._run("SELECT give_up FROM callbacks WHERE job = ?", (delivery.job,)).fetchone()
+        return delivery.give_up if row is None else float(row[0])
+
     def delivered(self, delivery: Delivery) -> None:
         self._settle(delivery, "delivered", "", None)
 
@@ -60,6 +65,17 @@ class Outbox:
                 "UPDATE callbacks SET state = 'refused', last_error = ?, due = NULL, body = NULL "
                 "WHERE url = ? AND due IS NOT NULL",
                 (error, delivery.url),
+            )
+
+    def clock_set(self, now: float, step: float, give_up_seconds: float) -> None:
+        """The clock went from ``now - step`` to ``now``: pauses and patience stay as long as they were."""
+        if step < 0:
+            # Pauses that began since are cut short by this, which is better than told apart.
+            self._run("UPDATE callbacks SET due = max(?1, due + ?2) WHERE due > ?1", (now, step))
+        else:
+            self._run(
+                "UPDATE callbacks SET give_up = give_up + ?1 WHERE due IS NOT NULL AND give_up <= ?2",
+                (step, now - step + give_up_seconds),
             )
 
     def _settle(self, delivery: Delivery, state: str, error: str, due: float | None) -> None:

@@ -285,8 +285,8 @@ async def test_a_long_queue_for_one_host_hides_nobody(tmp_path: Path, monkeypatc
 
 async def test_a_timer_that_fires_early_loses_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.999, 1.001])
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(time=lambda: next(clock)))
     async with waiting(tmp_path, ["https://slow.example", "https://quick.example"], []) as delivering:
+        monkeypatch.setattr(callbacks, "time", SimpleNamespace(time=lambda: next(clock)))
         # The first is under way for long; the second becomes due while it is looked for.
         assert await delivering._start_due() == 0.0
         for task in delivering._sending.values():
