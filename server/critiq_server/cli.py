@@ -117,6 +117,15 @@ def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
     return asyncio.run(supervise())
 
 
+def _of_its_own(settings: Settings, member: Member) -> Settings:
+    """What several processes cannot write to together, apart."""
+    directory = settings.drift.directory
+    if directory is None:
+        return settings
+    drift = settings.drift.model_copy(update={"directory": directory / f"process-{member.number}"})
+    return settings.model_copy(update={"drift": drift})
+
+
 def _serve_here(settings: Settings, member: Member | None) -> None:
     from critiq_server.app import serve
     from critiq_server.runtime.onnx import share_cores
@@ -124,6 +133,7 @@ def _serve_here(settings: Settings, member: Member | None) -> None:
     if member is not None:
         structlog.contextvars.bind_contextvars(worker=member.number)
         share_cores(member.count)
+        settings = _of_its_own(settings, member)
     # What is alive now stays alive: the collector need not look at it again.
     gc.collect()
     gc.freeze()

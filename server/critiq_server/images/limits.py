@@ -15,16 +15,32 @@ class ImageLimits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_bytes: int = Field(default=25 * 2**20, gt=0)
-    """Bytes of an encoded file. Raw pixels are bounded by ``max_pixels``: their byte count follows from the shape."""
-    max_pixels: int = Field(default=50_000_000, gt=0, le=PILLOW_MAX_PIXELS)
-    """Width times height. Decoding takes about 7 bytes a pixel at its peak (WebP 18, AVIF 12)."""
-    min_side: int = Field(default=16, gt=0)
-    """Pixels of the shorter side. Smaller pictures hold nothing that could be judged."""
-    max_side: int = Field(default=16_384, gt=0)
-    """Pixels of the longer side."""
-    max_aspect: float = Field(default=20.0, ge=1)
-    """Longer side divided by shorter side."""
+    max_bytes: int = Field(
+        25 * 2**20,
+        gt=0,
+        description="Bytes of an encoded file. Raw pixels are bounded by max_pixels alone.",
+    )
+    max_pixels: int = Field(
+        50_000_000,
+        gt=0,
+        le=PILLOW_MAX_PIXELS,
+        description="Width times height. Decoding takes about 7 bytes a pixel at its peak (WebP 18, AVIF 12).",
+    )
+    min_side: int = Field(
+        16,
+        gt=0,
+        description="Pixels of the shorter side. Smaller pictures hold nothing that could be judged.",
+    )
+    max_side: int = Field(
+        16_384,
+        gt=0,
+        description="Pixels of the longer side.",
+    )
+    max_aspect: float = Field(
+        20.0,
+        ge=1,
+        description="Longer side divided by shorter side.",
+    )
 
     def check_bytes(self, count: int, field: str) -> None:
         """Raises ``InvalidArgument`` for an empty file, ``TooLarge`` beyond ``max_bytes``."""
