@@ -32,6 +32,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"auth": {"existingSecret": "keys"}, "metrics": {"serviceMonitor": {"enabled": True}}},
         "metrics.serviceMonitor.keySecret.name",
     ),
+    ({"tls": {"clientCaSecret": "ca"}}, "tls.existingSecret"),
+    ({"tls": {"existingSecret": "a", "requireClientCertificate": True}}, "tls.clientSecret"),
+    ({"settings": {"security": {"tls": {"certificate": "/a", "key": "/b"}}}}, "tls.existingSecret"),
     ({"ingress": {"grpc": {"enabled": True}}}, "ingress.grpc.hosts"),
     ({"gateway": {"rest": {"enabled": True}}}, "gateway.rest.parentRefs"),
     ({"replicas": 3}, "replicas"),
@@ -99,7 +102,7 @@ def test_names_labels_and_namespaces_are_everywhere(documents: list[Object]) -> 
 def test_selectors_find_the_pods(documents: list[Object]) -> None:
     workload = only(documents, "Deployment", "StatefulSet")
     labels = workload["spec"]["template"]["metadata"]["labels"]
-    test_labels = only(documents, "Pod")["metadata"]["labels"]
+    test_labels = [one["metadata"]["labels"] for one in documents if one["kind"] == "Pod"]
     selectors = [workload["spec"]["selector"]["matchLabels"]]
     for document in documents:
         spec = document.get("spec", {})
@@ -124,7 +127,7 @@ def test_selectors_find_the_pods(documents: list[Object]) -> None:
     for selector in selectors:
         assert len(selector) >= 3
         assert selector.items() <= labels.items()
-        assert not selector.items() <= test_labels.items(), "the test's pod would get calls"
+        assert not [one for one in test_labels if selector.items() <= one.items()], "the test's pod would get calls"
 
 
 def test_ports_lead_somewhere(documents: list[Object]) -> None:
@@ -150,13 +153,13 @@ def test_ports_lead_somewhere(documents: list[Object]) -> None:
             (backend,) = spec["rules"][0]["backendRefs"]
             face = "rest" if document["kind"] == "HTTPRoute" else "grpc"
             assert backend["port"] in [port["port"] for port in services[backend["name"]] if port["name"] == face]
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        port = (
-            container[probe]["grpc"]["port"]
-            if "grpc" in container[probe]
-            else ports[container[probe]["httpGet"]["port"]]
-        )
-        assert port in ports.values()
+    for probe in (container[name] for name in ("startupProbe", "readinessProbe", "livenessProbe")):
+        if "grpc" in probe:
+            assert probe["grpc"]["port"] == ports["grpc"]
+        elif "httpGet" in probe:
+            assert probe["httpGet"]["port"] == "rest"
+        else:
+            assert f'"localhost", {ports["rest"]},' in probe["exec"]["command"][-1]
 
 
 def test_what_is_mounted_is_there(documents: list[Object]) -> None:
@@ -201,8 +204,9 @@ def test_stopping_is_given_its_time(documents: list[Object]) -> None:
 
 def test_liveness_asks_nothing_of_models(documents: list[Object]) -> None:
     container = only(documents, "Deployment", "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
-    assert container["livenessProbe"]["grpc"]["service"] == "live"
-    assert "service" not in container["readinessProbe"]["grpc"]
+    live, ready = str(container["livenessProbe"]), str(container["readinessProbe"])
+    assert ("'service': 'live'" in live) ^ ("/healthz" in live)
+    assert ("'service'" not in ready and "grpc" in ready) ^ ("/readyz" in ready)
     assert container["startupProbe"]["failureThreshold"] * container["startupProbe"]["periodSeconds"] == 600
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import httpx
@@ -16,24 +17,39 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.deploy import charts
 from tests.deploy.charts import only, outcomes, settings_of
 from tests.deploy.kubernetes import Object, read
+from tests.support.bundles import write_bundle
+from tests.support.certificates import Authority
 from tests.support.servers import ServerProcess, server_process
 
 charts.need_helm()
 
 
+NAMES = ("default", "hardened", "tls", "mutual-tls")
+
+
 @pytest.fixture(scope="module")
 def renders() -> dict[str, list[Object]]:
     values = charts.values_files()
-    texts = [outcome["text"] for outcome in outcomes([values["default"], values["hardened"]])]
-    return {name: read(text) for name, text in zip(("default", "hardened"), texts, strict=True)}
+    return {
+        name: read(outcome["text"])
+        for name, outcome in zip(NAMES, outcomes([values[name] for name in NAMES]), strict=True)
+    }
 
 
-def arguments(documents: list[Object], root: Path) -> list[str]:
-    """The container's, with what is mounted in ``/etc/critiq`` looked for in ``root``; on loopback."""
+def mounted(text: str, root: Path) -> str:
+    """With what is mounted in ``/etc/critiq`` looked for in ``root``."""
+    return text.replace("/etc/critiq/", f"{root}/")
+
+
+def arguments(documents: list[Object], root: Path, *, small: bool = True) -> list[str]:
+    """The container's, on loopback; ``small``: with a small model that is there at once."""
     (root / "config").mkdir()
-    (root / "config" / "critiq.yaml").write_text(settings_of(documents).replace("/etc/critiq/", f"{root}/"))
-    given = container(documents)["args"]
-    return [argument.replace("/etc/critiq/", f"{root}/") for argument in given] + ["--host=127.0.0.1"]
+    (root / "config" / "critiq.yaml").write_text(mounted(settings_of(documents), root))
+    given = [mounted(argument, root) for argument in container(documents)["args"]] + ["--host=127.0.0.1"]
+    if small:
+        write_bundle(root / "models")
+        given += [f"--models={root / 'models'}", "--default=tiny", "--load=tiny"]
+    return given
 
 
 def container(documents: list[Object]) -> Object:
@@ -42,12 +58,26 @@ def container(documents: list[Object]) -> Object:
     return found
 
 
-def healthy(probe: dict[str, Any], server: ServerProcess) -> bool:
-    """What the kubelet makes of it: health over gRPC, without a key."""
-    with grpc.insecure_channel(server.grpc) as channel:
-        request = health_pb2.HealthCheckRequest(service=probe["grpc"].get("service", ""))
-        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=probe["timeoutSeconds"])
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+def healthy(documents: list[Object], server: ServerProcess, root: Path) -> bool:
+    """What the kubelet makes of the probes, without a key and without trusting any certificate."""
+    probed = container(documents)
+    return all(asked(probed[name], server, root) for name in ("startupProbe", "readinessProbe", "livenessProbe"))
+
+
+def asked(probe: dict[str, Any], server: ServerProcess, root: Path) -> bool:
+    if "grpc" in probe:
+        with grpc.insecure_channel(server.grpc) as channel:
+            request = health_pb2.HealthCheckRequest(service=probe["grpc"].get("service", ""))
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=probe["timeoutSeconds"])
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+    if "httpGet" in probe:
+        assert probe["httpGet"]["scheme"] == "HTTPS"
+        return httpx.get(server.rest + probe["httpGet"]["path"], verify=False).status_code == 200  # noqa: S501
+    python, flags, script = probe["exec"]["command"]
+    assert python == "python"
+    script = mounted(script, root).replace('"localhost", 8000', f'"localhost", {urlsplit(server.rest).port}')
+    command = [sys.executable, flags, script]
+    return subprocess.run(command, timeout=probe["timeoutSeconds"] + 5, check=False).returncode == 0
 
 
 def run_test_pod(
@@ -55,26 +85,25 @@ def run_test_pod(
 ) -> subprocess.CompletedProcess[str]:
     """``helm test``, with the addresses of this server for those of the Service."""
     python, flag, script, rest, over_grpc = only(documents, "Pod")["spec"]["containers"][0]["command"]
-    assert (python, flag, rest, over_grpc) == (
-        "python", "-c", "http://critiq.scoring.svc:8000", "grpc://critiq.scoring.svc:8001"
-    )  # fmt: skip
+    assert (python, flag) == ("python", "-c")
+    assert (urlsplit(rest).netloc, urlsplit(over_grpc).netloc) == ("critiq.scoring.svc:8000", "critiq.scoring.svc:8001")
+    urls = [server.rest, server.grpc if "://" in server.grpc else f"grpc://{server.grpc}"]
+    assert [urlsplit(url).scheme for url in urls] == [urlsplit(rest).scheme, urlsplit(over_grpc).scheme]
     return subprocess.run(
-        [sys.executable, flag, script, server.rest, f"grpc://{server.grpc}"],
+        [sys.executable, flag, script, *urls],
         env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 
 def test_the_default_chart_serves(renders: dict[str, list[Object]], tmp_path: Path) -> None:
     documents = renders["default"]
-    probed = container(documents)
-    with server_process(arguments(documents, tmp_path), tmp_path / "log") as server:
-        assert all(healthy(probed[name], server) for name in ("startupProbe", "readinessProbe", "livenessProbe"))
+    with server_process(arguments(documents, tmp_path, small=False), tmp_path / "log") as server:
+        assert healthy(documents, server, tmp_path)
         assert httpx.get(f"{server.metrics}").status_code == 200
         done = run_test_pod(documents, server)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("visual_quality") == 2
         assert server.terminate() == 0
-    assert '"event":"serving"' in (tmp_path / "log").read_text().replace(": ", ":")
 
 
 def test_the_hardened_chart_serves_those_who_have_a_key(renders: dict[str, list[Object]], tmp_path: Path) -> None:
@@ -85,9 +114,8 @@ def test_the_hardened_chart_serves_those_who_have_a_key(renders: dict[str, list[
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     (key,) = [word for word in made.stdout.split() if word.startswith("critiq_")]
-    probed = container(documents)
     with server_process(arguments(documents, tmp_path), tmp_path / "log") as server:
-        assert all(healthy(probed[name], server) for name in ("startupProbe", "readinessProbe", "livenessProbe"))
+        assert healthy(documents, server, tmp_path)
         assert httpx.get(f"{server.rest}/docs").status_code == 401
         assert httpx.get(server.metrics).status_code == 401
         refused = run_test_pod(documents, server)
@@ -95,3 +123,37 @@ def test_the_hardened_chart_serves_those_who_have_a_key(renders: dict[str, list[
         assert "Unauthenticated" in refused.stderr
         done = run_test_pod(documents, server, CRITIQ_API_KEY=key)
         assert done.returncode == 0, done.stderr
+
+
+def secret(authority: Authority, folder: Path) -> None:
+    """What a Secret of the type kubernetes.io/tls becomes where it is mounted."""
+    folder.mkdir()
+    files = authority.server()
+    for path, name in ((files.certificate, "tls.crt"), (files.key, "tls.key"), (files.ca, "ca.crt")):
+        (folder / name).write_bytes(path.read_bytes())
+
+
+def test_with_tls_the_probes_ask_over_https(renders: dict[str, list[Object]], tmp_path: Path) -> None:
+    documents = renders["tls"]
+    for name in ("tls", "client-ca"):
+        secret(Authority(tmp_path / f"{name}-authority"), tmp_path / name)
+    with server_process(arguments(documents, tmp_path), tmp_path / "log") as server:
+        assert server.rest.startswith("https:")
+        assert healthy(documents, server, tmp_path)
+        done = run_test_pod(documents, server, CA_FILE=str(tmp_path / "tls" / "ca.crt"))
+        assert done.returncode == 0, done.stderr
+
+
+def test_with_client_certificates_the_probes_show_theirs(renders: dict[str, list[Object]], tmp_path: Path) -> None:
+    documents = renders["mutual-tls"]
+    secret(Authority(tmp_path / "servers"), tmp_path / "tls")
+    clients = Authority(tmp_path / "clients")
+    secret(clients, tmp_path / "client-ca")
+    secret(clients, tmp_path / "client")
+    with server_process(arguments(documents, tmp_path), tmp_path / "log") as server:
+        assert healthy(documents, server, tmp_path)
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"{server.rest}/healthz", verify=False)  # noqa: S501
+        (tmp_path / "client" / "tls.crt").write_bytes((tmp_path / "tls" / "tls.crt").read_bytes())
+        (tmp_path / "client" / "tls.key").write_bytes((tmp_path / "tls" / "tls.key").read_bytes())
+        assert not healthy(documents, server, tmp_path), "a certificate of another authority"

@@ -104,12 +104,14 @@ class Certificates:
         self._on_change(pair)
         self._told = float("-inf")
         self._warn_before_the_end()
-        mode = self._key_file.stat().st_mode
-        if os.name == "posix" and mode & 0o044:
+        key = self._key_file.stat()
+        # A mounted secret is root's, and the group is how the server itself reads it.
+        by_group = os.name == "posix" and key.st_uid != os.geteuid() and key.st_gid in (os.getegid(), *os.getgroups())
+        if os.name == "posix" and key.st_mode & (0o004 if by_group else 0o044):
             logger.warning(
                 "others on this machine can read the server's private key; chmod 600 it",
                 file=str(self._key_file),
-                mode=f"{mode & 0o777:o}",
+                mode=f"{key.st_mode & 0o777:o}",
             )
 
     def _read(self) -> tuple[Pair, _Stamp]:

@@ -219,6 +219,17 @@ def test_a_key_that_others_can_read_is_warned_of(tmp_path: Path) -> None:
         assert any("private key" in entry["event"] for entry in logs) == warned, f"{mode:o}"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_a_mounted_key_may_be_read_by_the_servers_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Authority(tmp_path).server()
+    monkeypatch.setattr(os, "geteuid", lambda: files.key.stat().st_uid + 10001)
+    for mode, warned in ((0o440, False), (0o444, True)):
+        files.key.chmod(mode)
+        with capture_logs() as logs:
+            Certificates(TlsSettings(**settings(files)))
+        assert any("private key" in entry["event"] for entry in logs) == warned, f"{mode:o}"
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

@@ -74,8 +74,20 @@ labels:
 {{- if .Values.gpu.enabled -}}
 {{- $_ := set $ours "runtime" (dict "provider" (eq .Values.gpu.target "tensorrt" | ternary "engine" "cuda")) -}}
 {{- end -}}
+{{- $security := dict -}}
 {{- if .Values.auth.existingSecret -}}
-{{- $_ := set $ours "security" (dict "keys_file" (printf "/etc/critiq/keys/%s" .Values.auth.key)) -}}
+{{- $_ := set $security "keys_file" (printf "/etc/critiq/keys/%s" .Values.auth.key) -}}
+{{- end -}}
+{{- if .Values.tls.existingSecret -}}
+{{- $tls := dict "certificate" "/etc/critiq/tls/tls.crt" "key" "/etc/critiq/tls/tls.key" -}}
+{{- if .Values.tls.clientCaSecret -}}
+{{- $_ := set $tls "client_ca" "/etc/critiq/client-ca/ca.crt" -}}
+{{- $_ := set $tls "require_client_certificate" .Values.tls.requireClientCertificate -}}
+{{- end -}}
+{{- $_ := set $security "tls" $tls -}}
+{{- end -}}
+{{- if $security -}}
+{{- $_ := set $ours "security" $security -}}
 {{- end -}}
 {{- if .Values.callbacks.existingSecret -}}
 {{- $file := printf "/etc/critiq/callbacks/%s" .Values.callbacks.key -}}
@@ -83,6 +95,10 @@ labels:
 {{- end -}}
 {{- mergeOverwrite $ours (deepCopy .Values.settings) | toYaml -}}
 {{- end -}}
+
+{{/* The part of a URL before its host. */}}
+{{- define "critiq.restScheme" -}}{{ .Values.tls.existingSecret | empty | ternary "http" "https" }}{{- end -}}
+{{- define "critiq.grpcScheme" -}}{{ .Values.tls.existingSecret | empty | ternary "grpc" "grpcs" }}{{- end -}}
 
 {{- define "critiq.hasRedis" -}}
 {{- if or .Values.redis.existingSecret (dig "features" "redis" "url" "" .Values.settings) -}}true{{- end -}}
@@ -113,6 +129,15 @@ labels:
 {{- end -}}
 {{- if lt (int (include "critiq.graceSeconds" .)) (add .Values.preStopSeconds (include "critiq.drainSeconds" .) | int) -}}
 {{- fail (printf "terminationGracePeriodSeconds is %v, but preStopSeconds and settings.server.drain_seconds take %v: what was accepted would be cut off" .Values.terminationGracePeriodSeconds (add .Values.preStopSeconds (include "critiq.drainSeconds" .))) -}}
+{{- end -}}
+{{- if and .Values.tls.clientCaSecret (not .Values.tls.existingSecret) -}}
+{{- fail "tls.clientCaSecret: set tls.existingSecret too; without TLS nobody is asked for a certificate" -}}
+{{- end -}}
+{{- if and .Values.tls.requireClientCertificate (not (and .Values.tls.clientCaSecret .Values.tls.clientSecret)) -}}
+{{- fail "tls.requireClientCertificate: set tls.clientCaSecret, which says whose certificates are taken, and tls.clientSecret, with which the probes show one" -}}
+{{- end -}}
+{{- if dig "security" "tls" "certificate" "" .Values.settings -}}
+{{- fail "settings.security.tls.certificate: use tls.existingSecret, so that the probes and Prometheus speak TLS too" -}}
 {{- end -}}
 {{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) -}}
 {{- fail (printf "autoscaling.minReplicas (%v) is more than autoscaling.maxReplicas (%v)" .Values.autoscaling.minReplicas .Values.autoscaling.maxReplicas) -}}

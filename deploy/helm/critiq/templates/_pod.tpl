@@ -161,6 +161,21 @@ volumeMounts:
     mountPath: /etc/critiq/keys
     readOnly: true
   {{- end }}
+  {{- if .Values.tls.existingSecret }}
+  - name: tls
+    mountPath: /etc/critiq/tls
+    readOnly: true
+  {{- end }}
+  {{- if .Values.tls.clientCaSecret }}
+  - name: client-ca
+    mountPath: /etc/critiq/client-ca
+    readOnly: true
+  {{- end }}
+  {{- if .Values.tls.requireClientCertificate }}
+  - name: client
+    mountPath: /etc/critiq/client
+    readOnly: true
+  {{- end }}
   {{- if .Values.callbacks.existingSecret }}
   - name: callbacks
     mountPath: /etc/critiq/callbacks
@@ -173,15 +188,42 @@ volumeMounts:
 
 {{/* Healthy once the default model is served; unhealthy again while stopping. */}}
 {{- define "critiq.readyProbe" -}}
-grpc:
-  port: {{ int .Values.settings.server.grpc_port }}
+{{- include "critiq.probe" (dict "values" .Values "path" "/readyz") -}}
 {{- end -}}
 
 {{/* Healthy while the process answers, whatever its models do. */}}
 {{- define "critiq.liveProbe" -}}
+{{- include "critiq.probe" (dict "values" .Values "path" "/healthz" "service" "live") -}}
+{{- end -}}
+
+{{/* Kubernetes asks for health over gRPC without TLS only, and shows nobody a certificate. */}}
+{{- define "critiq.probe" -}}
+{{- $server := .values.settings.server -}}
+{{- if not .values.tls.existingSecret -}}
 grpc:
-  port: {{ int .Values.settings.server.grpc_port }}
-  service: live
+  port: {{ int $server.grpc_port }}
+  {{- with .service }}
+  service: {{ . }}
+  {{- end }}
+{{- else if not .values.tls.requireClientCertificate -}}
+httpGet:
+  scheme: HTTPS
+  port: rest
+  path: {{ .path }}
+{{- else -}}
+exec:
+  command:
+    - python
+    - -ISc
+    - |
+      import http.client, ssl, sys
+      context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+      context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # this very container
+      context.load_cert_chain("/etc/critiq/client/tls.crt", "/etc/critiq/client/tls.key")
+      server = http.client.HTTPSConnection("localhost", {{ int $server.rest_port }}, timeout=3, context=context)
+      server.request("GET", {{ .path | quote }})
+      sys.exit(server.getresponse().status != 200)
+{{- end -}}
 {{- end -}}
 
 {{- define "critiq.volumes" -}}
@@ -218,18 +260,33 @@ grpc:
   {{- toYaml $models.volume | nindent 2 }}
 {{- end }}
 {{- if .Values.auth.existingSecret }}
-- name: keys
-  secret:
-    secretName: {{ .Values.auth.existingSecret }}
-    defaultMode: 0440
+{{ include "critiq.secretVolume" (dict "name" "keys" "secret" .Values.auth.existingSecret) }}
+{{- end }}
+{{- if .Values.tls.existingSecret }}
+{{ include "critiq.secretVolume" (dict "name" "tls" "secret" .Values.tls.existingSecret) }}
+{{- end }}
+{{- if .Values.tls.clientCaSecret }}
+{{ include "critiq.secretVolume" (dict "name" "client-ca" "secret" .Values.tls.clientCaSecret "only" "ca.crt") }}
+{{- end }}
+{{- if .Values.tls.requireClientCertificate }}
+{{ include "critiq.secretVolume" (dict "name" "client" "secret" .Values.tls.clientSecret) }}
 {{- end }}
 {{- if .Values.callbacks.existingSecret }}
-- name: callbacks
-  secret:
-    secretName: {{ .Values.callbacks.existingSecret }}
-    defaultMode: 0440
+{{ include "critiq.secretVolume" (dict "name" "callbacks" "secret" .Values.callbacks.existingSecret) }}
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{- define "critiq.secretVolume" -}}
+- name: {{ .name }}
+  secret:
+    secretName: {{ .secret }}
+    defaultMode: 0440
+    {{- with .only }}
+    items:
+      - key: {{ . }}
+        path: {{ . }}
+    {{- end }}
 {{- end -}}
