@@ -84,17 +84,17 @@ def described() -> dict[Path, str]:
 
 
 def golden() -> dict[Path, str]:
-    """What each file of values renders to, without what is a copy of a file elsewhere."""
-    files = {}
-    for name, path in values_files().items():
-        documents = re.split(r"(?m)^(?=---\n)", render(yaml.safe_load(path.read_bytes()) or {}))
-        files[GOLDEN / f"{name}.yaml"] = "".join(document for document in documents if not _is_a_copy(document))
-    return files
+    """What each file of values renders to."""
+    return {
+        GOLDEN / f"{name}.yaml": without_copies(render(yaml.safe_load(path.read_bytes()) or {}))
+        for name, path in values_files().items()
+    }
 
 
-def _is_a_copy(document: str) -> bool:
-    """Alerts and the dashboard stand in files of their own."""
-    return "kind: PrometheusRule" in document or "\n  critiq.json: |" in document
+def without_copies(text: str) -> str:
+    """A render without the alerts and the dashboard, which stand in files of their own."""
+    documents = re.split(r"(?m)^(?=---\n)", text)
+    return "".join(one for one in documents if "kind: PrometheusRule" not in one and "\n  critiq.json: |" not in one)
 
 
 def _bring_up_to_date(*, write: bool) -> int:

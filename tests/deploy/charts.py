@@ -68,3 +68,13 @@ def run_code(code: str, *arguments: str) -> None:
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def arguments_of(container: Object) -> list[str]:
+    """What ``critiq serve`` is started with: the image's entry point is ``critiq``."""
+    dockerfile = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
+    assert 'ENTRYPOINT ["critiq"]' in dockerfile
+    assert "command" not in container
+    command, *arguments = container["args"]
+    assert command == "serve"
+    return arguments

@@ -23,7 +23,6 @@ SCHEMA = json.loads((charts.CHART / "values.schema.json").read_text())
 
 
 def test_the_schema_and_the_table_are_up_to_date() -> None:
-    """As in ``python -m tools.chart check``, where Helm's library is missing."""
     assert schema() == SCHEMA, "python -m tools.chart generate"
     assert table() in (charts.ROOT / "docs" / "kubernetes.md").read_text(), "python -m tools.chart generate"
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from critiq_server.api.oip.inference import service_pb2 as oip
+from tests.deploy.charts import arguments_of
 from tests.deploy.kubernetes import Object, as_pod, read, validate
 from tests.support.bundles import write_bundle
 from tests.support.servers import ServerProcess, server_process
@@ -32,7 +33,7 @@ def services() -> list[Object]:
 
 def arguments(runtime: Object, name: str, models: Path) -> list[str]:
     """What the container is started with for an InferenceService of this name; its ports are the test's."""
-    given = [argument.replace("{{.Name}}", name) for argument in runtime["spec"]["containers"][0]["args"]]
+    given = [argument.replace("{{.Name}}", name) for argument in arguments_of(runtime["spec"]["containers"][0])]
     given = [argument.replace("/mnt/models", str(models)) for argument in given]
     ports = {"--rest-port=8080", "--grpc-port=9000", "--metrics-port=8082"}
     assert ports <= set(given)

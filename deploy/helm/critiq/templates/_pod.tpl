@@ -85,13 +85,21 @@ name: critiq
 image: {{ include "critiq.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args:
+  - serve
   - --config
   - /etc/critiq/config/critiq.yaml
   {{- with .Values.extraArgs }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- if or .Values.redis.existingSecret .Values.extraEnv }}
+{{- $settings := include "critiq.settings" . | fromYaml }}
 env:
+  # The image sets these, and variables win over the file.
+  - name: CRITIQ_SERVER__HOST
+    value: {{ $settings.server.host | quote }}
+  - name: CRITIQ_LOG__FORMAT
+    value: {{ $settings.log.format }}
+  - name: CRITIQ_MODELS__DIRECTORIES
+    value: {{ dig "models" "directories" list $settings | toJson | quote }}
   {{- if .Values.redis.existingSecret }}
   - name: CRITIQ_FEATURES__REDIS__URL
     valueFrom:
@@ -102,7 +110,6 @@ env:
   {{- with .Values.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- end }}
 {{- with .Values.extraEnvFrom }}
 envFrom:
   {{- toYaml . | nindent 2 }}
