@@ -6,6 +6,7 @@ Gauges are summed over the processes that run, but for those of which each proce
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +21,16 @@ Key = tuple[str, str, tuple[tuple[str, str], ...]]
 """Family, name of the sample, labels."""
 
 _COUNTED = ("counter", "histogram", "summary")
-_LEAST = ("critiq_model_ready", "process_start_time_seconds", "process_max_fds", "_created")
-"""Ends of the names of gauges of which the smallest is told: a model is ready when it is so in every process."""
-_MOST = (
-    "critiq_jobs",
-    "critiq_jobs_waiting_bytes",
-    "critiq_jobs_oldest_queued_seconds",
-    "critiq_drift_level",
-    "critiq_drift_distance",
-    "critiq_build_info",
+_LEAST = re.compile(
+    "critiq_model_ready|critiq_certificate_expiry_timestamp_seconds|critiq_disk_free_bytes|critiq_shadow_srcc"
+    "|process_start_time_seconds|process_max_fds|.*_created"
 )
-"""The largest: of jobs, which all processes see in one file, the worst of drift, which each watches for its share."""
+"""Gauges of which the smallest is told: a model is ready when it is so in every process."""
+_MOST = re.compile(
+    "critiq_jobs.*|critiq_drift_.*|critiq_gpu_.*|critiq_shadow_(mean_shift|difference_stddev)|critiq_build_info"
+    "|critiq_memory_limit_bytes|critiq_disk_size_bytes|critiq_batch_size_limit|critiq_model_load_seconds|process_open_fds"
+)
+"""Those of which the one is told that is furthest from 0: what all processes see alike, the worst of what each watches."""
 _SECONDS = 5.0
 
 
@@ -103,10 +103,10 @@ def _ask(path: Path) -> str:
 def _gauge(name: str, known: float | None, value: float) -> float:
     if known is None:
         return value
-    if name.endswith(_LEAST):
+    if _LEAST.fullmatch(name):
         return min(known, value)
-    if name in _MOST:
-        return max(known, value)
+    if _MOST.fullmatch(name):
+        return max(known, value, key=abs)
     return known + value
 
 
