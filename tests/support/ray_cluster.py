@@ -33,10 +33,19 @@ class RayCritiq:
     log: Path
     pid: int
     """``serve run``; all of Ray's processes descend from it."""
+    key: str = ""
+    """For servers that ask for one."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """With the key."""
+        return {"x-api-key": self.key} if self.key else {}
 
     def replicas(self) -> list[dict[str, str]]:
         """What the directory knows."""
-        found: list[dict[str, str]] = httpx.get(f"{self.rest}/v1/replicas", timeout=10).json()["replicas"]
+        found: list[dict[str, str]] = httpx.get(f"{self.rest}/v1/replicas", headers=self.headers, timeout=10).json()[
+            "replicas"
+        ]
         return found
 
     def wait_for_replicas(self, count: int, seconds: float, *, without: int = 0) -> list[dict[str, str]]:
@@ -75,13 +84,14 @@ def configuration(settings: dict[str, Any], scorer: dict[str, Any]) -> tuple[dic
 
 
 @contextmanager
-def ray_critiq(folder: Path, settings: dict[str, Any], scorer: dict[str, Any]) -> Iterator[RayCritiq]:
+def ray_critiq(folder: Path, settings: dict[str, Any], scorer: dict[str, Any], key: str = "") -> Iterator[RayCritiq]:
     """Starts Ray with two CPUs and deploys the application with ``serve run``; stops all of it.
 
     Args:
         folder: for its log and configuration.
         settings: critiq's, by section.
         scorer: entries of the deployment ``Scorer``.
+        key: of this caller, if the settings ask for keys.
     """
     document, http, grpc = configuration(settings, scorer)
     path, log = folder / "serve.yaml", folder / "ray.log"
@@ -98,7 +108,7 @@ def ray_critiq(folder: Path, settings: dict[str, Any], scorer: dict[str, Any]) -
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, env=environment, cwd=ROOT, start_new_session=True
         )
-    running = RayCritiq(f"127.0.0.1:{grpc}", f"http://127.0.0.1:{http}", log, process.pid)
+    running = RayCritiq(f"127.0.0.1:{grpc}", f"http://127.0.0.1:{http}", log, process.pid, key)
     try:
         _wait_until_it_answers(process, running)
         yield running
@@ -115,7 +125,7 @@ cli(["run", sys.argv[1]])
 """
 
 
-def _wait_until_it_answers(process: subprocess.Popen[bytes], running: RayCritiq, seconds: float = 90.0) -> None:
+def _wait_until_it_answers(process: subprocess.Popen[bytes], running: RayCritiq, seconds: float = 180.0) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         log = running.log.read_text()
