@@ -37,6 +37,7 @@ from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.gpu import watch_gpus
 from critiq_server.telemetry.loop import watch_lag
 from critiq_server.telemetry.metrics import Metrics
+from critiq_server.telemetry.profiling import ProfilingUnavailable
 
 logger = structlog.get_logger("critiq")
 
@@ -101,7 +102,10 @@ class App:
         self._grpc = GrpcFace(
             self.service, self._is_ready, self.moderation, self.jobs, guard, traced=traced, shared=shared
         )
-        rest = rest_app(self.service, self._is_ready, self.moderation, self.jobs)
+        try:
+            rest = rest_app(self.service, self._is_ready, self.moderation, self.jobs)
+        except ProfilingUnavailable as error:
+            raise StartError(str(error)) from error
         rest.router.routes[:0] = self._routes
         self.http = self._watched(rest)
         self._rest = self._face(self.http, "rest")

@@ -32,6 +32,7 @@ OPEN: Scopes = frozenset()
 SCORE: Scopes = frozenset({"score"})
 MODELS: Scopes = frozenset({"models"})
 METRICS: Scopes = frozenset({"metrics"})
+ADMIN: Scopes = frozenset({"admin"})
 LISTING: Scopes = SCORE | MODELS
 ANY: Scopes = frozenset(SCOPES)
 
@@ -58,6 +59,8 @@ def http_scopes(method: str, path: str, *, open_documents: bool = True) -> Scope
         return LISTING if path == "/v2/repository/index" else MODELS
     if path in ("/v1/drift", "/v1/live") or path.startswith("/v1/replicas"):
         return METRICS
+    if path.startswith("/v1/admin/"):
+        return ADMIN
     if path.startswith("/v1/drift/"):
         return MODELS
     return SCORE

@@ -144,7 +144,7 @@ def refuse_other_sites(request: Request) -> None:
     """Loading needs no body, so any page that an operator opens could ask for it; browsers say whose page it is."""
     site = request.headers.get("sec-fetch-site", "none")
     if site not in ("none", "same-origin"):
-        raise PermissionDenied(f"models are not changed for a page of another site (Sec-Fetch-Site: {site[:32]})")
+        raise PermissionDenied(f"this is not done for a page of another site (Sec-Fetch-Site: {site[:32]})")
 
 
 def _listed(found: list[Alias]) -> models_pb2.ListAliasesResponse:

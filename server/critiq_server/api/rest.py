@@ -19,6 +19,7 @@ from critiq import types, wire
 from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, TooLarge
 from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import bodies, openai_moderations, page, schemas
+from critiq_server.api.admin import add_admin
 from critiq_server.api.aliases import RoutingKeyed, SetAliasJson, add_aliases, refuse_other_sites
 from critiq_server.api.answers import REFERENCE, answer, dumps, operation, refusal
 from critiq_server.api.compat import faces
@@ -33,6 +34,7 @@ from critiq_server.moderation import Moderation
 from critiq_server.queries import Item
 from critiq_server.service import Service
 from critiq_server.telemetry.faults import internal
+from critiq_server.telemetry.profiling import EventLoopProfiler
 
 DESCRIPTION = """Scores AI-generated images. Bodies are JSON, multipart forms, protobuf messages of the gRPC contract
 (`application/x-protobuf`), or for `/v1/score` the picture file itself with the rest in the query. The header
@@ -40,7 +42,7 @@ DESCRIPTION = """Scores AI-generated images. Bodies are JSON, multipart forms, p
 
 
 def rest_app(service: Service, is_ready: Callable[[], bool], moderation: Moderation, jobs: Jobs) -> FastAPI:
-    """The ASGI application."""
+    """The ASGI application; raises ``ProfilingUnavailable``."""
     app = FastAPI(title="critiq", version="1", description=DESCRIPTION, redoc_url=None)
     app.add_middleware(_BodyLimit, limit=service.settings.limits.request_bytes)
     app.add_middleware(RoutingKeyed)
@@ -52,6 +54,7 @@ def rest_app(service: Service, is_ready: Callable[[], bool], moderation: Moderat
     _add_models(app, service)
     add_aliases(app, service.routing)
     add_drift(app, service)
+    add_admin(app, EventLoopProfiler() if service.settings.telemetry.profiling else None)
     _add_health(app, is_ready)
     _add_errors(app)
     _describe_bodies(app)

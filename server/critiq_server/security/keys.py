@@ -19,7 +19,7 @@ from typing import Annotated, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-Scope = Literal["score", "models", "metrics"]
+Scope = Literal["score", "models", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _FORM = re.compile(r"critiq_([0-9a-f]{16})_[0-9a-f]{64}")

@@ -41,8 +41,8 @@ from tests.support.requests import flat
 from tests.support.servers import make_settings, running
 from tests.support.waiting import until
 
-OPEN, SCORE, MODELS, METRICS, LISTING = "", "score", "models", "metrics", "score models"
-ANY = "score models metrics"
+OPEN, SCORE, MODELS, METRICS, ADMIN, LISTING = "", "score", "models", "metrics", "admin", "score models"
+ANY = "score models metrics admin"
 
 HTTP = {
     "/": {"GET": OPEN},
@@ -76,6 +76,8 @@ HTTP = {
     "/v1/drift": {"GET": METRICS},
     "/v1/drift/baseline": {"POST": MODELS},
     "/v1/live": {"GET": METRICS},
+    "/v1/admin/profile": {"POST": ADMIN},
+    "/v1/admin/threads": {"GET": ADMIN},
     "/v2": {"GET": SCORE},
     "/v2/health/live": {"GET": OPEN},
     "/v2/health/ready": {"GET": OPEN},
@@ -160,6 +162,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
         "security": {"keys_file": root / "keys.yaml", "reload_seconds": 0.05},
         "jobs": {"path": root / "jobs.db"},
         "models": {"allow_changes": True},
+        "telemetry": {"profiling": True},
         "moderation": {"policies": [root / "bright.yaml"], "openai": face},
         "compat": {
             "pickle": {"enabled": True, "listeners": ["0=brightness"]},
@@ -191,7 +194,8 @@ async def status(server: Server, path: str, method: str, key: str = "") -> httpx
     for name in ("{name}", "{version}", "{reward}", "{rest}"):
         path = path.replace(name, "nothing")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return await server.http.request(method, path, headers=headers)
+    params = {"seconds": "0.1"} if path == "/v1/admin/profile" else {}
+    return await server.http.request(method, path, headers=headers, params=params)
 
 
 def expected(path: str, method: str) -> str:
