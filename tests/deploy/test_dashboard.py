@@ -69,7 +69,7 @@ def test_names_are_found_in_queries(expression: str, metrics: set[str], labels: 
 
 
 def test_answers_are_written_as_grafana_writes_them() -> None:
-    assert series_name("{{model}} {{stage}} p95", {"model": "m"}) == "m {{stage}} p95"
+    assert series_name("{{model}} {{stage}} p95", {"model": "m"}) == "m p95"
     assert series_name("{{instance}}", {}) == ""
     assert series_name("__auto", {"__name__": "m", "a": "b"}) == "a=b"
     values = [
@@ -83,3 +83,4 @@ def test_answers_are_written_as_grafana_writes_them() -> None:
     ]
     assert [shown(*value) for value in values] == ["12.3 ms", "12 s", "50 %", "2 MiB", "0 B", "3/s", "9"]
     assert shown(float("nan"), "s") == "-"
+    assert shown(172_800, "s") == "2 d"

@@ -35,7 +35,7 @@ RATE = "6s"
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Watched]:
     async with watched(tmp_path_factory.mktemp("watched")) as running:
-        traffic = asyncio.create_task(_traffic(running))
+        traffic = asyncio.create_task(running.traffic(seconds=200))
         try:
             yield running
             if traffic.done():
@@ -44,15 +44,6 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Watc
             traffic.cancel()
             with suppress(asyncio.CancelledError):
                 await traffic
-
-
-async def _traffic(server: Watched) -> None:
-    for turn in range(600):
-        await server.round()
-        if turn % 4 == 0:
-            await server.trouble()
-            await server.overload()
-        await asyncio.sleep(0.2)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

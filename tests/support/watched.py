@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -95,6 +96,18 @@ class Watched:
         writer.write(b"GET / HT")
         await reader.read()
         writer.close()
+
+    async def traffic(self, seconds: float) -> None:
+        """Rounds, now and then trouble and more than is accepted, for so long."""
+        until = time.monotonic() + seconds
+        for turn in count():
+            if time.monotonic() > until:
+                return
+            await self.round()
+            if turn % 4 == 0:
+                await self.trouble()
+                await self.overload()
+            await asyncio.sleep(0.2)
 
     async def overload(self) -> None:
         """More than is accepted: some are refused, some end before their turn."""
