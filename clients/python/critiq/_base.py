@@ -29,10 +29,11 @@ class BaseClient:
         headers: Mapping[str, str] | None,
         ca_file: str | Path | None,
         api_key: str | None = None,
+        cert: _endpoint.Cert | None = None,
     ) -> None:
         if retries < 0:
             raise InvalidArgument(f"{retries}; 0 or more are due", field="retries")
-        self._endpoint = _endpoint.parse(url, headers, ca_file, api_key)
+        self._endpoint = _endpoint.parse(url, headers, ca_file, api_key, cert)
         self._policy = RetryPolicy(retries)
         self._timeout: float | None = None
         self._timeout = self._limit(timeout)

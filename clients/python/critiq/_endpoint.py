@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -14,6 +15,9 @@ from critiq.errors import InvalidArgument
 
 DEFAULT_URL = "localhost:8001"
 API_KEY_VARIABLE = "CRITIQ_API_KEY"
+CA_FILE_VARIABLE = "CRITIQ_CA_FILE"
+CERT_VARIABLE = "CRITIQ_CLIENT_CERT"
+CERT_KEY_VARIABLE = "CRITIQ_CLIENT_KEY"
 _GRPC_PORT = 8001
 _PRINTABLE = re.compile(r"[!-~]+")
 
@@ -29,10 +33,19 @@ class Endpoint:
     """They may hold a key: never shown."""
     ca_file: Path | None = None
     """PEM certificates to trust instead of the system's."""
+    cert: tuple[Path, Path] | None = None
+    """PEM files of our own certificate and its key."""
+
+
+Cert = tuple[str | Path, str | Path]
 
 
 def parse(
-    url: str, headers: Mapping[str, str] | None, ca_file: str | Path | None, api_key: str | None = None
+    url: str,
+    headers: Mapping[str, str] | None,
+    ca_file: str | Path | None,
+    api_key: str | None = None,
+    cert: Cert | None = None,
 ) -> Endpoint:
     """``host[:port]``, ``grpc://``, ``grpcs://`` and ``unix:`` mean gRPC, ``http://`` and ``https://`` REST.
 
@@ -40,11 +53,13 @@ def parse(
 
     Raises:
         InvalidArgument: another scheme, no host, a port that is no number, several addresses of which one is none, an
-            unreadable ``ca_file``, or an ``api_key`` that no header can carry.
+            unreadable ``ca_file`` or ``cert``, or an ``api_key`` that no header can carry.
     """
-    certificates = Path(ca_file) if ca_file is not None else None
+    trusted = ca_file if ca_file is not None else os.environ.get(CA_FILE_VARIABLE) or None
+    certificates = Path(trusted) if trusted is not None else None
     if certificates is not None and not certificates.is_file():
         raise InvalidArgument(f"no such file: {certificates}", field="ca_file")
+    own = _own_certificate(cert)
     names = {name.lower(): value for name, value in (headers or {}).items()}
     key = api_key if api_key is not None else os.environ.get(API_KEY_VARIABLE, "")
     if key and not _PRINTABLE.fullmatch(key):
@@ -71,11 +86,11 @@ def parse(
         raise InvalidArgument(f"{url!r} has no host", field="url")
     secure = scheme in ("grpcs", "https")
     if scheme in ("http", "https"):
-        return Endpoint(f"{scheme}://{rest.rstrip('/')}", False, secure, names, certificates)
+        return Endpoint(f"{scheme}://{rest.rstrip('/')}", False, secure, names, certificates, own)
     if parts.path.strip("/") or parts.query:
         raise InvalidArgument(f"{url!r}: a gRPC address is only host and port", field="url")
     address = f"[{host}]" if ":" in host else host
-    return Endpoint(f"{address}:{port or _GRPC_PORT}", True, secure, names, certificates)
+    return Endpoint(f"{address}:{port or _GRPC_PORT}", True, secure, names, certificates, own)
 
 
 def _addresses(listed: str) -> str:
@@ -95,3 +110,23 @@ def _addresses(listed: str) -> str:
     if len(versions) > 1:
         raise InvalidArgument(f"{listed!r} mixes IPv4 and IPv6; gRPC takes either", field="url")
     return f"ipv{versions.pop()}:{','.join(address for _, address in found)}"
+
+
+def _own_certificate(cert: Cert | None) -> tuple[Path, Path] | None:
+    if cert is None and CERT_VARIABLE in os.environ:
+        if CERT_KEY_VARIABLE not in os.environ:
+            raise InvalidArgument(f"{CERT_VARIABLE} is set and {CERT_KEY_VARIABLE} is not", field="cert")
+        cert = os.environ[CERT_VARIABLE], os.environ[CERT_KEY_VARIABLE]
+    if cert is None:
+        return None
+    if isinstance(cert, (str, Path)) or len(cert) != 2:
+        raise InvalidArgument("a pair is due: the certificate's file and its key's", field="cert")
+    chain, key = Path(cert[0]), Path(cert[1])
+    for path in (chain, key):
+        if not path.is_file():
+            raise InvalidArgument(f"no such file: {path}", field="cert")
+    try:  # gRPC would take anything and fail when it connects; a passphrase would be asked for at the terminal
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(chain, key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"{chain} and {key} are no certificate and its key ({error})", field="cert") from error
+    return chain, key

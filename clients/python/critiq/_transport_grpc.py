@@ -199,7 +199,8 @@ def _blocking_channel(endpoint: Endpoint) -> grpc.Channel:
 
 def _credentials(endpoint: Endpoint) -> grpc.ChannelCredentials:
     roots = endpoint.ca_file.read_bytes() if endpoint.ca_file is not None else None
-    return grpc.ssl_channel_credentials(root_certificates=roots)
+    chain, key = (path.read_bytes() for path in endpoint.cert) if endpoint.cert is not None else (None, None)
+    return grpc.ssl_channel_credentials(roots, key, chain)
 
 
 _CANCELLED_HERE = ("Channel closed", "Locally cancelled")

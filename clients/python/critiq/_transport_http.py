@@ -150,7 +150,12 @@ def _translated(error: Exception, target: str, deadline: Deadline) -> errors.Cri
 
 
 def _trust(endpoint: Endpoint) -> ssl.SSLContext | bool:
-    if endpoint.ca_file is not None:
-        return ssl.create_default_context(cafile=endpoint.ca_file)
-    # Redirects are not followed, so plain HTTP needs no certificates, which take a while to load.
-    return endpoint.secure
+    if not endpoint.secure or (endpoint.ca_file is None and endpoint.cert is None):
+        # Redirects are not followed, so plain HTTP needs no certificates, which take a while to load.
+        return endpoint.secure
+    context = (
+        httpx.create_ssl_context() if endpoint.ca_file is None else ssl.create_default_context(cafile=endpoint.ca_file)
+    )
+    if endpoint.cert is not None:
+        context.load_cert_chain(*endpoint.cert)
+    return context

@@ -57,8 +57,9 @@ class AsyncClient(AsyncJobMethods, AsyncAliasMethods):
         headers: Mapping[str, str] | None = None,
         ca_file: str | Path | None = None,
         api_key: str | None = None,
+        cert: tuple[str | Path, str | Path] | None = None,
     ) -> None:
-        super().__init__(url, timeout, retries, headers, ca_file, api_key)
+        super().__init__(url, timeout, retries, headers, ca_file, api_key, cert)
         self._transport = _transport(self._endpoint)
 
     async def score(

@@ -53,9 +53,11 @@ class Client(JobMethods, AliasMethods):
         timeout: seconds a call may take with all its retries, unless the call says otherwise; ``None``: no limit.
         retries: tries after the first one, where the server refused or was not reached.
         headers: sent with each call (gRPC metadata, HTTP headers).
-        ca_file: PEM certificates to trust instead of the system's.
-        api_key: for servers that ask for keys; default: the environment's ``CRITIQ_API_KEY``; empty: none. It is sent
-            in the header ``Authorization``, or ``x-api-key`` where ``headers`` have that one already.
+        ca_file: PEM certificates to trust instead of the system's; default: the environment's ``CRITIQ_CA_FILE``.
+        api_key: for servers that ask for keys, or a token; default: the environment's ``CRITIQ_API_KEY``; empty: none.
+            It is sent in the header ``Authorization``, or ``x-api-key`` where ``headers`` have that one already.
+        cert: for servers that ask for a client's certificate: PEM files of it and of its key; default: the
+            environment's ``CRITIQ_CLIENT_CERT`` and ``CRITIQ_CLIENT_KEY``.
 
     Every method raises the classes of :mod:`critiq.errors`, the server's as well as :class:`~critiq.errors.Unavailable`
     (not reached), :class:`~critiq.errors.DeadlineExceeded` and :class:`~critiq.errors.InvalidArgument` (for what cannot
@@ -71,8 +73,9 @@ class Client(JobMethods, AliasMethods):
         headers: Mapping[str, str] | None = None,
         ca_file: str | Path | None = None,
         api_key: str | None = None,
+        cert: tuple[str | Path, str | Path] | None = None,
     ) -> None:
-        super().__init__(url, timeout, retries, headers, ca_file, api_key)
+        super().__init__(url, timeout, retries, headers, ca_file, api_key, cert)
         self._transport = _transport(self._endpoint)
 
     def score(

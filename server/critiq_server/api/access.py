@@ -117,7 +117,8 @@ class Guarded:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         try:
-            allowance = self._guard.admit(credential(headers), scopes, f"{method} {quote(path)}")
+            certificate = scope.get("state", {}).get("certificate", ())
+            allowance = self._guard.admit(credential(headers), scopes, f"{method} {quote(path)}", certificate)
         except CritiqError as error:
             await _refused(Request(scope), error)(scope, receive, send)
             return
@@ -146,42 +147,60 @@ class GuardedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
             return await continuation(handler_call_details)
         metadata: Any = handler_call_details.invocation_metadata or ()
         headers = {name: value for name, value in metadata if isinstance(value, str)}
+        sent = credential(headers)
+        if not sent and self._guard.takes_certificates:
+            # Only the call's own context has the certificate, so a request of one message is read before it is judged.
+            def admit(context: Any) -> Allowance:
+                return self._guard.admit(sent, scopes, method, _certificate(context))
+
+            return _counted(await continuation(handler_call_details), admit, self._refuse)
         try:
-            allowance = self._guard.admit(credential(headers), scopes, method)
+            allowance = self._guard.admit(sent, scopes, method)
         except CritiqError as error:
             return self._refusing(error)
-        return _counted(await continuation(handler_call_details), allowance, self._abort)
+        return _counted(await continuation(handler_call_details), lambda context: allowance, self._refuse)
 
     def _refusing(self, error: CritiqError) -> grpc.RpcMethodHandler[Any, Any]:
         async def refuse(requests: Any, context: Any) -> NoReturn:
-            if isinstance(error, Unauthenticated):
-                await context.send_initial_metadata((("www-authenticate", _ASK),))
-            await self._abort(context, error)
+            await self._refuse(context, error)
             raise AssertionError("abort raises")
 
         # As a stream whatever the call is: so nothing that the caller sends is read.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
+    async def _refuse(self, context: Any, error: CritiqError) -> None:
+        if isinstance(error, Unauthenticated):
+            await context.send_initial_metadata((("www-authenticate", _ASK),))
+        await self._abort(context, error)
 
-def _counted(handler: _Handler, allowance: Allowance, abort: Abort) -> _Handler:
+
+def _certificate(context: Any) -> tuple[str, ...]:
+    """Names in the client's certificate: its alternative names, or else its common name."""
+    properties = context.auth_context()
+    found = properties.get("x509_subject_alternative_name") or properties.get("x509_common_name") or ()
+    return tuple(name.decode("utf-8", "replace") for name in found)
+
+
+def _counted(handler: _Handler, admit: Callable[[Any], Allowance], refuse: Abort) -> _Handler:
     found: Any = handler
     if found is None or (found.unary_unary is None and found.stream_stream is None):
         return handler  # no such method; there is no other kind of call behind keys
 
     async def unary(request: Any, context: Any) -> Any:
         try:
-            with allowance.call():
+            with admit(context).call():
                 return await found.unary_unary(request, context)
         except CritiqError as error:
-            await abort(context, error)
+            await refuse(context, error)
 
     async def stream(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         try:
+            allowance = admit(context)
             with allowance.call():
                 async for answer in found.stream_stream(_spending(requests, allowance), context):
                     yield answer
         except CritiqError as error:
-            await abort(context, error)
+            await refuse(context, error)
 
     serialization = (found.request_deserializer, found.response_serializer)
     if found.unary_unary is not None:

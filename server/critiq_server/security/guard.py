@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,11 +38,19 @@ class Guard:
         self._refused, self._logged_at = 0, float("-inf")
         self._read()
 
-    def admit(self, credential: str, scopes: Collection[Scope], what: str) -> Allowance:
+    @property
+    def takes_certificates(self) -> bool:
+        """Whether a client certificate may stand for a key."""
+        return self._keys.has_certificates
+
+    def admit(
+        self, credential: str, scopes: Collection[Scope], what: str, certificate: Sequence[str] = ()
+    ) -> Allowance:
         """The allowance of the key, from which one call is spent; answer it within :meth:`Allowance.call`.
 
         Args:
             credential: the key as it was sent; empty if none was.
+            certificate: names in the client's certificate, which count where no key was sent.
             scopes: the key needs one of these.
             what: the call, for the log.
 
@@ -51,11 +59,13 @@ class Guard:
             PermissionDenied: the key opens other things.
             TooBusy: the key's limits.
         """
-        key = self._keys.find(credential)
+        key = self._keys.find(credential) if credential else self._keys.find_certificate(certificate)
         if key is None:
-            CALLER_REFUSALS.labels("unknown" if credential else "missing").inc()
-            self._note(what, "unknown key" if credential else "no key", "")
-            missing = "this key is not known here" if credential else "this call needs an API key"
+            known = credential or certificate
+            CALLER_REFUSALS.labels("unknown" if known else "missing").inc()
+            what_for = "key" if credential or not certificate else "certificate"
+            self._note(what, f"unknown {what_for}" if known else "no key", "")
+            missing = f"this {what_for} is not known here" if known else "this call needs an API key"
             raise Unauthenticated(f"{missing}; {HOW}")
         if not any(scope in scopes for scope in key.scopes):
             CALLER_REFUSALS.labels("scope").inc()
@@ -64,7 +74,7 @@ class Guard:
                 f"this call needs a key with the scope {' or '.join(sorted(scopes))}; the key {key.name!r} has "
                 f"{', '.join(key.scopes)}"
             )
-        allowance = self._allowances[key.id]
+        allowance = self._allowances[key.handle]
         try:
             allowance.check_room()
             allowance.spend()
@@ -98,12 +108,12 @@ class Guard:
         self._keys = read_keys(self._path)
         before, self._allowances = self._allowances, {}
         for key in self._keys:
-            known = before.get(key.id)
+            known = before.get(key.handle)
             if known is None:
                 known = Allowance(key)
             else:
                 known.change(key)
-            self._allowances[key.id] = known
+            self._allowances[key.handle] = known
 
     def _stamp_now(self) -> tuple[int, int, int] | None:
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 Scope = Literal["score", "models", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -27,20 +27,51 @@ _LARGEST_FILE = 16 * 2**20
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
 
 
-class Key(BaseModel):
-    """What the file says about one key."""
+class Caller(BaseModel):
+    """Who calls, what it may ask for and how much of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Name = Field(description="Whose it is; several keys may share a name while one replaces another.")
-    id: Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$")] = Field(description="The key's middle part.")
-    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] = Field(description="Of the whole key, in hex.")
-    scopes: tuple[Scope, ...] = Field(min_length=1, description="What it opens.")
+    name: str = Field(description="Whose call it is; the audit log shows it, and jobs belong to it.")
+    scopes: tuple[Scope, ...] = Field(description="What it opens.")
     requests_per_second: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Calls a second over time; as many, at least one, at once."
     )
     concurrency: int | None = Field(None, gt=0, description="Calls under way at once.")
     requests_per_day: int | None = Field(None, gt=0, description="Calls a day; the day begins at midnight, UTC.")
+
+    @property
+    def handle(self) -> str:
+        """What its calls are counted under."""
+        return self.name
+
+
+class Key(Caller):
+    """What the file says about one key, or about one client certificate."""
+
+    name: Name = Field(description="Whose it is; several keys may share a name while one replaces another.")
+    id: Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$")] | None = Field(
+        None, description="The key's middle part."
+    )
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="Of the whole key, in hex."
+    )
+    certificate: Annotated[str, StringConstraints(pattern=r"^[!-~]([ -~]{0,510}[!-~])?$")] | None = Field(
+        None, description="In place of both: an alternative name of a client certificate, or its common name."
+    )
+    scopes: tuple[Scope, ...] = Field(min_length=1, description="What it opens.")
+
+    @model_validator(mode="after")
+    def _is_a_key_or_a_certificate(self) -> Key:
+        if (self.certificate is None) != (self.id is not None and self.sha256 is not None) or (
+            self.certificate is not None and (self.id or self.sha256)
+        ):
+            raise ValueError("an entry has either id and sha256, or certificate")
+        return self
+
+    @property
+    def handle(self) -> str:
+        return self.id or f"certificate {self.certificate}"
 
 
 class KeysError(Exception):
@@ -51,16 +82,21 @@ _KEYS = TypeAdapter(tuple[Key, ...])
 
 
 class Ring:
-    """The keys of a file."""
+    """The keys of a file, and the client certificates that stand for one."""
 
     def __init__(self, keys: Sequence[Key] = ()) -> None:
-        self._keys: Mapping[str, Key] = {key.id: key for key in keys}
+        self._keys: Mapping[str, Key] = {key.handle: key for key in keys}
+        self._certificates = {key.certificate: key for key in keys if key.certificate is not None}
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._keys.values())
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    @property
+    def has_certificates(self) -> bool:
+        return bool(self._certificates)
 
     def find(self, text: str) -> Key | None:
         """The entry of this key; ``None`` if there is none, or the text has not a key's form."""
@@ -69,7 +105,11 @@ class Ring:
             return None
         key = self._keys.get(parts[1])
         # Ids are no secret: a caller may learn from the time taken that one exists, but nothing about the rest.
-        return key if key is not None and hmac.compare_digest(key.sha256, _digest(text)) else None
+        return key if key is not None and hmac.compare_digest(key.sha256 or "", _digest(text)) else None
+
+    def find_certificate(self, names: Sequence[str]) -> Key | None:
+        """The entry of a client certificate, whose authority TLS has checked, by one of its names."""
+        return next((self._certificates[name] for name in names if name in self._certificates), None)
 
 
 def read_keys(path: Path) -> Ring:
@@ -99,10 +139,11 @@ def _parse(path: Path, data: bytes) -> Ring:
         raise KeysError(f"{path}{line}: this is no YAML: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise KeysError(f"{path}: this is no YAML text in UTF-8 ({type(error).__name__})") from None
-    ids = [key.id for key in keys]
-    if len(set(ids)) < len(ids):
-        twice = next(key_id for key_id in ids if ids.count(key_id) > 1)
-        raise KeysError(f"{path} has the id {twice} twice; make another key in place of one of them")
+    handles = [key.handle for key in keys]
+    if len(set(handles)) < len(handles):
+        twice = next(handle for handle in handles if handles.count(handle) > 1)
+        what = twice if " " in twice else f"id {twice}"
+        raise KeysError(f"{path} has the {what} twice; make another key in place of one of them, or delete one")
     return Ring(keys)
 
 
@@ -120,19 +161,44 @@ def new_key(
     """
     key_id = secrets.token_hex(8)
     text = f"critiq_{key_id}_{secrets.token_hex(32)}"
+    proof = {"id": key_id, "sha256": _digest(text)}
+    return text, _entry(name, scopes, proof, requests_per_second, concurrency, requests_per_day)
+
+
+def new_certificate(
+    name: str,
+    certificate: str,
+    scopes: Sequence[str],
+    requests_per_second: float | None = None,
+    concurrency: int | None = None,
+    requests_per_day: int | None = None,
+) -> Key:
+    """An entry for a client certificate with that name in it.
+
+    Raises:
+        KeysError: a name, scope or limit that cannot be.
+    """
+    return _entry(name, scopes, {"certificate": certificate}, requests_per_second, concurrency, requests_per_day)
+
+
+def _entry(
+    name: str,
+    scopes: Sequence[str],
+    proof: Mapping[str, str],
+    requests_per_second: float | None,
+    concurrency: int | None,
+    requests_per_day: int | None,
+) -> Key:
     limits = {
         "requests_per_second": requests_per_second,
         "concurrency": concurrency,
         "requests_per_day": requests_per_day,
     }
     try:
-        entry = Key.model_validate(
-            {"name": name, "id": key_id, "sha256": _digest(text), "scopes": tuple(dict.fromkeys(scopes)), **limits}
-        )
+        return Key.model_validate({"name": name, **proof, "scopes": tuple(dict.fromkeys(scopes)), **limits})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise KeysError(f"{first['loc'][0]}: {first['input']!r}: {first['msg']}") from None
-    return text, entry
 
 
 def append(path: Path, key: Key) -> None:

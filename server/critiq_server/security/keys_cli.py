@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from critiq_server.security.keys import SCOPES, KeysError, append, new_key, read_keys
+from critiq_server.security.keys import SCOPES, KeysError, append, new_certificate, new_key, read_keys
 
 DEFAULT_FILE = Path("keys.yaml")
 
@@ -27,11 +27,19 @@ def new(
     requests_per_second: Annotated[float | None, typer.Option(help="Calls a second. Default: no limit.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Calls under way at once. Default: no limit.")] = None,
     requests_per_day: Annotated[int | None, typer.Option(help="Calls a day (UTC). Default: no limit.")] = None,
+    certificate: Annotated[
+        str, typer.Option(help="No key: let in client certificates with this name in them (URI, DNS or common name).")
+    ] = "",
     file: File = DEFAULT_FILE,
 ) -> None:
     """Make a key and print it, this once: the file gets its hash only. Servers that use the file take it up at once."""
     wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
-    text, key = new_key(name, wanted, requests_per_second, concurrency, requests_per_day)
+    limits = (requests_per_second, concurrency, requests_per_day)
+    if certificate:
+        append(file, new_certificate(name, certificate, wanted, *limits))
+        typer.echo(f"critiq keys: a certificate of {certificate} may {', '.join(wanted)} as {name}.", err=True)
+        return
+    text, key = new_key(name, wanted, *limits)
     append(file, key)
     typer.echo(text)
     typer.echo(f"critiq keys: {key.name} may {', '.join(key.scopes)}; its hash is in {file}. Keep the key.", err=True)
@@ -47,7 +55,7 @@ def list_keys(file: File = DEFAULT_FILE) -> None:
             "a day": key.requests_per_day,
         }
         shown = [f"{value:g} {unit}" for unit, value in limits.items() if value is not None]
-        typer.echo("\t".join([key.name, key.id, ",".join(key.scopes), ", ".join(shown) or "no limit"]))
+        typer.echo("\t".join([key.name, key.handle, ",".join(key.scopes), ", ".join(shown) or "no limit"]))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from critiq.errors import TooBusy
-from critiq_server.security.keys import Key
+from critiq_server.security.keys import Caller
 
 caller: ContextVar[str | None] = ContextVar("caller", default=None)
 """Name of the key that the current task's call carries; ``None`` where no keys are asked for."""
@@ -25,7 +25,7 @@ class Allowance:
     """
 
     def __init__(
-        self, key: Key, monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+        self, key: Caller, monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
     ) -> None:
         self.key = key
         self._under_way = 0
@@ -34,7 +34,7 @@ class Allowance:
         self._filled = monotonic()
         self._day, self._today = 0, 0
 
-    def change(self, key: Key) -> None:
+    def change(self, key: Caller) -> None:
         """Other limits from now on; what is spent stays spent."""
         self.key = key
         self._tokens = min(self._tokens, self._capacity())

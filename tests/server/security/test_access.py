@@ -239,17 +239,18 @@ def rpcs() -> Iterator[tuple[str, Any]]:
             yield service.full_name, method
 
 
-async def code(server: Server, service: str, method: Any, key: str = "") -> tuple[grpc.StatusCode, str]:
+async def called(channel: grpc.aio.Channel, service: str, method: Any, key: str = "") -> tuple[grpc.StatusCode, str]:
+    """What a call without content comes to."""
     path = f"/{service}/{method.name}"
     metadata = (("authorization", f"Bearer {key}"),) if key else None
     try:
         if not method.client_streaming and not method.server_streaming:
-            await server.grpc.unary_unary(path)(b"", metadata=metadata, timeout=10)
+            await channel.unary_unary(path)(b"", metadata=metadata, timeout=10)
         elif method.client_streaming:
-            async for _ in server.grpc.stream_stream(path)(iter(()), metadata=metadata, timeout=10):
+            async for _ in channel.stream_stream(path)(iter(()), metadata=metadata, timeout=10):
                 pass
         else:
-            call = server.grpc.unary_stream(path)(b"", metadata=metadata, timeout=10)
+            call = channel.unary_stream(path)(b"", metadata=metadata, timeout=10)
             await call.read()
             call.cancel()
     except grpc.aio.AioRpcError as error:
@@ -268,10 +269,10 @@ async def test_every_rpc_asks_for_its_scope(server: Server) -> None:
         assert method.name in RPC.get(service, {}), f"{place} is new; decide which scope it needs"
         scopes = RPC[service][method.name].split()
         for key in ("", stranger):
-            found, _ = await code(server, service, method, key)
+            found, _ = await called(server.grpc, service, method, key)
             assert (found is refusals[0]) == bool(scopes), f"{place}: {found}"
         for scope, key in server.keys.items():
-            found, details = await code(server, service, method, key)
+            found, details = await called(server.grpc, service, method, key)
             if scopes and scope not in scopes:
                 assert found is refusals[1], f"{place} with {scope}: {found}"
                 assert "needs a key with the scope" in details

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from critiq._endpoint import API_KEY_VARIABLE
+from critiq._endpoint import API_KEY_VARIABLE, CA_FILE_VARIABLE, CERT_KEY_VARIABLE, CERT_VARIABLE
 from critiq.cli import exits, handover, jobs, models, moderate, rank, score
 from critiq.errors import CritiqError
 
@@ -66,9 +66,24 @@ def _root(
             help="Key for servers that ask for one. Others on this machine can see arguments: prefer the variable.",
         ),
     ] = "",
+    ca_file: Annotated[
+        str, typer.Option(envvar=CA_FILE_VARIABLE, show_default=False, help="PEM certificates to trust.")
+    ] = "",
+    client_cert: Annotated[
+        str, typer.Option(envvar=CERT_VARIABLE, show_default=False, help="PEM file of our own certificate.")
+    ] = "",
+    client_key: Annotated[
+        str, typer.Option(envvar=CERT_KEY_VARIABLE, show_default=False, help="PEM file of its key.")
+    ] = "",
 ) -> None:
-    if api_key:  # commands of other packages make clients of their own, which look there
-        os.environ[API_KEY_VARIABLE] = api_key
+    given = {
+        API_KEY_VARIABLE: api_key,
+        CA_FILE_VARIABLE: ca_file,
+        CERT_VARIABLE: client_cert,
+        CERT_KEY_VARIABLE: client_key,
+    }
+    # Commands of other packages make clients of their own, which look there.
+    os.environ.update({variable: value for variable, value in given.items() if value})
 
 
 def main() -> None:
