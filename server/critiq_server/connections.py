@@ -208,7 +208,9 @@ class Connection(HttpToolsProtocol):
         if not self._is_answered() and self.cycle.response_started:
             self.transport.abort()
             return
-        if self._outside or status != 408:  # a connection that was opened and never used is closed without a word
+        if (
+            self.scope is not None or self._outside or status != 408
+        ):  # a connection that was opened and never used is closed without a word
             lines = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: text/plain; charset=utf-8\r\n"
             if status in (429, 503):
                 lines += "retry-after: 1\r\n"

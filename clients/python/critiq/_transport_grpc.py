@@ -35,7 +35,8 @@ _OPTIONS = [
     ("grpc.lb_policy_name", "round_robin"),
     # While a channel waits to connect again every call fails at once, so these waits must be shorter than our own.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # In spite of its name: how long a connection may take, with its TLS handshake on a far or busy server.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 
