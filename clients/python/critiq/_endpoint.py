@@ -76,7 +76,7 @@ def parse(
     if scheme not in ("grpc", "grpcs", "http", "https"):
         raise InvalidArgument(f"{url!r}: use host:port, grpc://, grpcs://, unix:, http:// or https://", field="url")
     if "," in rest and scheme in ("grpc", "grpcs"):
-        return Endpoint(_addresses(rest), True, scheme == "grpcs", names, certificates)
+        return Endpoint(_addresses(rest), True, scheme == "grpcs", names, certificates, own)
     try:
         parts = urlsplit(f"//{rest}")
         host, port = parts.hostname, parts.port

@@ -208,15 +208,14 @@ def test_handshakes_count_as_connections() -> None:
 
 
 async def test_grpc_metadata_is_limited_and_handshakes_end(tmp_path: Path) -> None:
-    async with serving(tmp_path, tls=True, grpc_metadata_bytes=8192) as (app, _):
-        async with Wire.to(app.grpc_port) as wire:
-            started = time.monotonic()
-            await wire.rest()
-            assert time.monotonic() - started < 5
+    async with serving(tmp_path, tls=True, grpc_metadata_bytes=8192) as (app, _), Wire.to(app.grpc_port) as wire:
+        started = time.monotonic()
+        await wire.rest()
+        assert time.monotonic() - started < 5
     async with serving(tmp_path, grpc_metadata_bytes=8192, grpc_idle_seconds=0.5) as (app, _):
         url = f"127.0.0.1:{app.grpc_port}"
         async with critiq.AsyncClient(url, headers={"x-long": "a" * 20_000}, retries=0) as client:
-            with pytest.raises(critiq.CritiqError, match="metadata|header"):
+            with pytest.raises(critiq.CritiqError, match=r"metadata|header"):
                 await client.score(flat())
         async with critiq.AsyncClient(url, headers={"x-long": "a" * 4000}, retries=0) as client:
             assert (await client.score(flat())).scores
