@@ -102,12 +102,10 @@ def metadata(running: RayCritiq) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("face", FACES)
 def test_keys_are_asked_for_behind_the_ingress(running: RayCritiq, face: str) -> None:
-    with critiq.Client(url_of(running, face), api_key="", retries=0) as client:
-        with pytest.raises(critiq.Unauthenticated, match="needs an API key"):
-            client.score(picture())
-    with critiq.Client(url_of(running, face), api_key="critiq_0_no", retries=0) as client:
-        with pytest.raises(critiq.Unauthenticated, match="not known"):
-            client.score(picture())
+    for key, said in (("", "needs an API key"), ("critiq_0_no", "not known")):
+        stranger = critiq.Client(url_of(running, face), api_key=key, retries=0)
+        with stranger, pytest.raises(critiq.Unauthenticated, match=said):
+            stranger.score(picture())
     assert httpx.get(f"{running.rest}/v1/replicas").status_code == 401
 
 

@@ -26,6 +26,7 @@ _REPLICA: Any = serve.deployment(
     name="Scorer",
     max_ongoing_requests=256,
     max_queued_requests=1024,
+    backpressure_config={"status_code": 429, "retry_after_s": 1.0},  # over HTTP; over gRPC it is RESOURCE_EXHAUSTED
     graceful_shutdown_timeout_s=60.0,
     graceful_shutdown_wait_loop_s=1.0,
     health_check_period_s=5.0,

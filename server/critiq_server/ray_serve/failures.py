@@ -60,6 +60,4 @@ def of_http_status(status: int) -> CritiqError:
         return NotFound("no application is deployed under this path")
     if status == 429:
         return TooBusy("all replicas are busy and Ray's queue is full", retry_after=RETRY_SECONDS)
-    return Unavailable(
-        "no replica takes calls at present, or Ray's queue is full; try again", retry_after=2 * RETRY_SECONDS
-    )
+    return Unavailable("no replica takes calls at present; try again", retry_after=2 * RETRY_SECONDS)
