@@ -4,8 +4,8 @@
     python -m tools.chart check                 whether they are what `generate` would write
     python -m tools.chart template [FILE ...]   what `helm template` prints with these files of values, and the notes
 
-``renders`` reads a JSON list of values and writes a list of {"text"} or {"error"}: for tests, so that Helm, which is a
-program in Go, has a process of its own.
+``renders`` reads a JSON list of values and writes a list of {"text", "notes"} or {"error"}: for tests, so that Helm,
+which is a program in Go, has a process of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ GOLDEN = ROOT / "tests" / "deploy" / "golden"
 PAGE = ROOT / "docs" / "kubernetes.md"
 TABLE = re.compile("(?<=<!-- values -->\n).*(?=<!-- end of values -->)", re.DOTALL)
 """The part of the page that is generated."""
+_NOTES = "\nNOTES:\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -58,7 +59,7 @@ def render(*values: dict[str, Any], notes: bool = False) -> str:
     for name, text in sorted(rendered.items()):
         documents = [document.strip("\n") for document in re.split(r"(?m)^---\n", text)]
         found += [f"---\n# Source: {name}\n{document}\n" for document in documents if document.strip()]
-    return "".join(found) + (said if notes else "")
+    return "".join(found) + (_NOTES + said if notes else "")
 
 
 @cache
@@ -116,7 +117,9 @@ def _outcome(values: dict[str, Any]) -> dict[str, str]:
     import helm_python
 
     try:
-        return {"text": render(values)}
+        text = render(values, notes=True)
+        objects, _, said = text.rpartition(_NOTES)
+        return {"text": objects, "notes": said}
     except helm_python.HelmError as error:
         return {"error": str(error)}
 

@@ -34,7 +34,7 @@ def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def outcomes(values: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """For each values, the rendered ``text`` or the ``error``."""
+    """For each values, the rendered ``text`` with the ``notes``, or the ``error``."""
     done = run("renders", stdin=json.dumps(values))
     assert done.returncode == 0, done.stderr
     found: list[dict[str, str]] = json.loads(done.stdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"auth": {"existingSecret": "keys"}, "metrics": {"serviceMonitor": {"enabled": True}}},
         "metrics.serviceMonitor.keySecret.name",
     ),
+    ({"updateStrategy": {"maxSurge": 0}}, "updateStrategy"),
     ({"tls": {"clientCaSecret": "ca"}}, "tls.existingSecret"),
     ({"tls": {"existingSecret": "a", "requireClientCertificate": True}}, "tls.clientSecret"),
     ({"settings": {"security": {"tls": {"certificate": "/a", "key": "/b"}}}}, "tls.existingSecret"),
@@ -278,3 +280,25 @@ def test_alerts_and_the_dashboard_are_those_of_the_monitoring(renders: dict[str,
     assert rules == yaml.safe_load((charts.ROOT / "deploy/prometheus/alerts.yaml").read_text())
     (dashboard,) = [one["data"] for one in renders["everything"] if one["metadata"]["name"].endswith("-dashboard")]
     assert dashboard["critiq.json"].rstrip() == (charts.ROOT / "deploy/grafana/critiq.json").read_text().rstrip()
+
+
+def test_notes_warn_of_what_is_open(said: dict[str, dict[str, str]]) -> None:
+    values = charts.values_files()
+    notes = {name: said[repr(values[name])]["notes"] for name in NAMES}
+    assert "no keys are asked for" in notes["default"]
+    assert "no keys are asked for" not in notes["hardened"]
+    assert "keys travel in the clear" in notes["hardened"]
+    assert "https://critiq.scoring.svc:8000" in notes["tls"]
+    assert "networkPolicy.clients must let the ingress controller" in notes["everything"]
+    assert all("helm -n scoring test critiq" in text for name, text in notes.items() if name != "mutual-tls")
+
+
+def test_the_chart_and_the_image_belong_to_this_version() -> None:
+    chart = yaml.safe_load((charts.CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((charts.ROOT / "pyproject.toml").read_text())["project"]
+    assert chart["appVersion"] == project["version"]
+    dockerfile = (charts.ROOT / "deploy" / "docker" / "Dockerfile").read_text()
+    assert {"cpu", "gpu", "tensorrt"} <= set(re.findall(r"^FROM .* AS (\S+)$", dockerfile, re.MULTILINE))
+    assert "USER 10001:10001" in dockerfile
+    server = yaml.safe_load((charts.CHART / "values.yaml").read_text())["settings"]["server"]
+    assert f"EXPOSE {server['rest_port']} {server['grpc_port']} {server['metrics_port']}" in dockerfile

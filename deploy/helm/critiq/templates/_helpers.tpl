@@ -139,6 +139,10 @@ labels:
 {{- if dig "security" "tls" "certificate" "" .Values.settings -}}
 {{- fail "settings.security.tls.certificate: use tls.existingSecret, so that the probes and Prometheus speak TLS too" -}}
 {{- end -}}
+{{- $update := .Values.updateStrategy -}}
+{{- if and (has (toString $update.maxUnavailable) (list "0" "0%")) (has (toString $update.maxSurge) (list "0" "0%")) -}}
+{{- fail "updateStrategy: with maxUnavailable and maxSurge both 0 no pod could be replaced" -}}
+{{- end -}}
 {{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) -}}
 {{- fail (printf "autoscaling.minReplicas (%v) is more than autoscaling.maxReplicas (%v)" .Values.autoscaling.minReplicas .Values.autoscaling.maxReplicas) -}}
 {{- end -}}
