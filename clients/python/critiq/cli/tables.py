@@ -170,7 +170,8 @@ def models_table(models: Sequence[types.Model]) -> Table:
     for name in ("model", "version", "state", "dimensions", "title"):
         table.add_column(name, overflow="fold")
     for model in models:
-        name = f"{model.name} (default)" if model.is_default else model.name
+        called = list(dict.fromkeys([*(["default"] if model.is_default else []), *model.aliases]))
+        name = f"{model.name} ({', '.join(called)})" if called else model.name
         state = f"{model.state}: {model.state_reason}" if model.state_reason else model.state
         dimensions = ", ".join(dimension.name for dimension in model.dimensions)
         table.add_row(name, model.version, Text(state), dimensions, Text(model.title))
