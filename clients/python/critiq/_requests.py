@@ -240,11 +240,11 @@ def unload_model(name: str, version: str) -> Call[None]:
     )
 
 
-def default_name(models: Sequence[types.Model]) -> str:
-    """The default model's name, which the REST address of a model cannot leave out."""
+def default_model(models: Sequence[types.Model]) -> types.Model:
+    """What answers requests that name no model; the REST address of a model cannot leave its name out."""
     for model in models:
         if model.is_default:
-            return model.name
+            return model
     raise InvalidArgument("the server has no default model; name one", field="name")
 
 

@@ -201,7 +201,9 @@ class AsyncClient(AsyncJobMethods, AsyncAliasMethods):
 
     async def model(self, name: str = "", version: str = "", *, timeout: float | None = None) -> Model:
         """See :meth:`critiq.Client.model`."""
-        name = name or _requests.default_name(await self.models(timeout=timeout))
+        if not name:
+            default = _requests.default_model(await self.models(timeout=timeout))
+            name, version = default.name, version or default.version
         return await self._run(_requests.get_model(name, version), self._limit(timeout))
 
     async def load_model(self, name: str, version: str = "", *, timeout: float | None = LOAD_TIMEOUT) -> Model:

@@ -263,7 +263,9 @@ class Client(JobMethods, AliasMethods):
 
     def model(self, name: str = "", version: str = "", *, timeout: float | None = None) -> Model:
         """One of them; default: the default model's serving version."""
-        name = name or _requests.default_name(self.models(timeout=timeout))
+        if not name:
+            default = _requests.default_model(self.models(timeout=timeout))
+            name, version = default.name, version or default.version
         return self._run(_requests.get_model(name, version), self._limit(timeout))
 
     def load_model(self, name: str, version: str = "", *, timeout: float | None = LOAD_TIMEOUT) -> Model:

@@ -64,6 +64,9 @@ async def test_the_alias_default_answers_requests_that_name_no_model(app: App) -
     assert await version(app, "tiny") == "2"
     assert app.service.model().version == "1"
     assert [model.version for model in app.service.models() if model.is_default] == ["1"]
+    for client in clients(app):
+        async with client:
+            assert (await client.model()).version == "1", "clients are told of it too"
     await app.service.routing.set("default", [(AliasTarget("tiny", "3"), True)])
     assert await version(app) == "3", "it was loaded for it"
     with pytest.raises(FailedPrecondition, match="tiny' version '3' stays loaded: the alias 'default' points at it"):
