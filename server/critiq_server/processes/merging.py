@@ -30,7 +30,7 @@ _MOST = re.compile(
     "critiq_jobs.*|critiq_drift_.*|critiq_gpu_.*|critiq_shadow_(mean_shift|difference_stddev)|critiq_build_info"
     "|critiq_memory_limit_bytes|critiq_disk_size_bytes|critiq_batch_size_limit|critiq_model_load_seconds|process_open_fds"
 )
-"""Those of which the one is told that is furthest from 0: what all processes see alike, the worst of what each watches."""
+"""Those of which the one furthest from 0 is told: what all processes see alike, the worst of what each watches."""
 _SECONDS = 5.0
 
 
