@@ -250,7 +250,11 @@ class Series:
         if state not in SEVERITY or (frozen is not None and baseline is None):
             raise ValueError(f"state {state!r} with{'out' if baseline is None else ''} a baseline")
         if self.kind == "embedding":
-            self._width = len(baseline.sums) if baseline is not None else len(slots[0].summary.sums) if slots else 0
+            summaries = [slot.summary for slot in slots] + ([baseline] if baseline is not None else [])
+            widths = {len(summary.sums) for summary in summaries}
+            if len(widths) > 1:
+                raise ValueError(f"its vectors have {' or '.join(map(str, sorted(widths)))} coordinates")
+            self._width = widths.pop() if widths else 0
         self.wanted, self.count, self.since, self.frozen, self.baseline = wanted, count, since, frozen, baseline
         self.state = state
         self._yardstick = None
