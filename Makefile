@@ -19,6 +19,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/contract.py check
+	$(BIN)/python -m tools.settings_page check
+	$(BIN)/python -m tools.chart check
+	$(BIN)/python -m tools.dashboard check
 
 proto: $(VENV)/.dev
 	$(BIN)/python tools/contract.py generate

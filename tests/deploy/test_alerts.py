@@ -54,3 +54,10 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do_and_was_seen_to_fire(aler
 def test_names_are_given_once() -> None:
     names = [rule.get("alert") or rule["record"] for group in GROUPS for rule in group["rules"]]
     assert len(set(names)) == len(names)
+
+
+def test_every_alert_has_its_runbook() -> None:
+    page = (SHIPPED.parents[1] / "docs" / "operations.md").read_text()
+    for alert in ALERTS:
+        anchor = alert["annotations"]["runbook_url"].partition("#")[2]
+        assert f"### {anchor}\n" in page, alert["alert"]
