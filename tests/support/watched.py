@@ -41,7 +41,8 @@ rules:
 
 @dataclass
 class Watched:
-    """``tiny`` lacks its LMM's features and answers from a fallback, ``plain`` needs none, ``simulated`` is slow."""
+    """``tiny`` lacks its LMM's features and answers from a fallback, ``plain`` needs none and has two versions and the
+    alias ``gallery``, ``simulated`` is slow."""
 
     app: App
     client: critiq.AsyncClient
@@ -70,6 +71,7 @@ class Watched:
         await client.score_batch([(self.picture(), "a cat") for _ in range(24)], model="plain")
         await client.rank([self.picture() for _ in range(3)], "a dog", model="plain")
         await client.compare(self.picture(), self.picture(), "a dog", model="plain")
+        await client.score_batch([(self.picture(), "a cat") for _ in range(4)], model="gallery")
         await client.moderate(self.picture(), policy="gate")
         await client.prefetch([(self.picture(), "a green house")], model="plain")
         await client.score(critiq.ImageUrl(f"http://localhost:{self.site.port}/{next(self._pictures)}"), model="plain")
@@ -149,7 +151,8 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
 
     bundles = folder / "bundles"
     write_with_an_lmm(bundles)
-    write_bundle(bundles, "plain")
+    for version, bias in (("1", 0.0), ("2", 0.25)):
+        write_bundle(bundles, "plain", version, bias=bias)
     write_bundle(bundles, "broken", expected_shift=1)
     write_simulated(bundles, batch_ms=40, max_batch=4)
     (folder / "gate.yaml").write_text(POLICY)
@@ -164,7 +167,12 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
         async with website(reply) as site, receiving() as receiver:
             settings = make_settings(
                 bundles,
-                models={"load": ("tiny", "plain", "simulated"), "allow_changes": True},
+                models={
+                    "load": ("tiny", "plain:1", "plain:2", "simulated"),
+                    "allow_changes": True,
+                    "aliases": {"gallery": {"targets": ["plain:1"], "shadow": "plain:2=100"}},
+                    "shadow": {"thresholds": {"brightness": 0.4}},
+                },
                 lmm={"on_miss": "stored"},
                 limits={"in_flight": 32, "batch_items": 32, "header_seconds": 1.0},
                 features={
