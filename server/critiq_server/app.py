@@ -73,7 +73,10 @@ class App:
         try:
             security = self.settings.security
             self._certificates = self._read_certificates()
-            self._guard = Guard(security, security.keys_file) if security.keys_file is not None else None
+            asks = security.keys_file is not None or security.jwt.jwks
+            self._guard = Guard(security, security.keys_file) if asks else None
+            if self._guard is not None:
+                await self._guard.open()
             self._policies = load_policies(self.settings.moderation)
         except (TlsError, KeysError, PolicyError) as error:
             raise StartError(str(error)) from error

@@ -100,6 +100,7 @@ LAYERS = [
         "security.limits",
         "security.settings",
         "security.tls",
+        "security.tokens",
         "telemetry",
         "page",
         "listening",

@@ -118,7 +118,8 @@ class Guarded:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             certificate = scope.get("state", {}).get("certificate", ())
-            allowance = self._guard.admit(credential(headers), scopes, f"{method} {quote(path)}", certificate)
+            sent, what = credential(headers), f"{method} {quote(path)}"
+            allowance = self._guard.admit(sent, scopes, what, certificate, await self._guard.bearer(sent, what))
         except CritiqError as error:
             await _refused(Request(scope), error)(scope, receive, send)
             return
@@ -155,7 +156,7 @@ class GuardedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
 
             return _counted(await continuation(handler_call_details), admit, self._refuse)
         try:
-            allowance = self._guard.admit(sent, scopes, method)
+            allowance = self._guard.admit(sent, scopes, method, (), await self._guard.bearer(sent, method))
         except CritiqError as error:
             return self._refusing(error)
         return _counted(await continuation(handler_call_details), lambda context: allowance, self._refuse)

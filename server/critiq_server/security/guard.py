@@ -4,36 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from critiq.errors import CritiqError, PermissionDenied, TooBusy, Unauthenticated
-from critiq_server.security.keys import KeysError, Scope, read_keys
+from critiq_server.security.keys import PREFIX, Caller, KeysError, Ring, Scope, read_keys
 from critiq_server.security.limits import Allowance, caller
 from critiq_server.security.settings import SecuritySettings
 from critiq_server.telemetry.counters import AUDITS, CALLER_REFUSALS, calls_of
 from critiq_server.telemetry.faults import internal
 
+if TYPE_CHECKING:
+    from critiq_server.security.tokens import Tokens
+
 logger = structlog.get_logger("critiq.audit")
 
 HOW = "send the header `Authorization: Bearer KEY`, or `x-api-key: KEY`"
+_BEARERS = 10_000
+"""Callers whose calls are counted; of those beyond, the ones that have not come for longest begin anew."""
 _QUIET_SECONDS = 10.0
 
 
 class Guard:
-    """The keys of the settings' file, and what each has left.
+    """The keys of the settings' file and the callers that tokens name, and what each has left.
+
+    Args:
+        path: the file of keys; ``None``: there are tokens only.
 
     Raises:
-        KeysError: the file cannot be used.
+        KeysError: the file cannot be used, or what tokens need is not installed.
     """
 
-    def __init__(self, settings: SecuritySettings, path: Path) -> None:
+    def __init__(self, settings: SecuritySettings, path: Path | None) -> None:
         self.settings = settings
         self._path = path
+        self._keys = Ring()
+        self._tokens = _tokens(settings)
         self._allowances: dict[str, Allowance] = {}
+        self._bearers: OrderedDict[str, Allowance] = OrderedDict()
         self._stamp: tuple[int, int, int] | None = None
         self._refused, self._logged_at = 0, float("-inf")
         self._read()
@@ -43,14 +56,36 @@ class Guard:
         """Whether a client certificate may stand for a key."""
         return self._keys.has_certificates
 
+    async def open(self) -> None:
+        """Gets the keys of tokens; raises ``KeysError``."""
+        if self._tokens is not None:
+            await self._tokens.open()
+
+    async def bearer(self, credential: str, what: str) -> Caller | None:
+        """Whom a token names; ``None`` for what is none, which :meth:`admit` judges. Raises ``Unauthenticated``."""
+        if self._tokens is None or not credential or credential.startswith(PREFIX):
+            return None
+        try:
+            return await self._tokens.caller(credential)
+        except Unauthenticated:
+            CALLER_REFUSALS.labels("unknown").inc()
+            self._note(what, "token", "")
+            raise
+
     def admit(
-        self, credential: str, scopes: Collection[Scope], what: str, certificate: Sequence[str] = ()
+        self,
+        credential: str,
+        scopes: Collection[Scope],
+        what: str,
+        certificate: Sequence[str] = (),
+        bearer: Caller | None = None,
     ) -> Allowance:
         """The allowance of the key, from which one call is spent; answer it within :meth:`Allowance.call`.
 
         Args:
             credential: the key as it was sent; empty if none was.
             certificate: names in the client's certificate, which count where no key was sent.
+            bearer: whom :meth:`bearer` has found that the credential names.
             scopes: the key needs one of these.
             what: the call, for the log.
 
@@ -59,7 +94,7 @@ class Guard:
             PermissionDenied: the key opens other things.
             TooBusy: the key's limits.
         """
-        key = self._keys.find(credential) if credential else self._keys.find_certificate(certificate)
+        key = bearer or (self._keys.find(credential) if credential else self._keys.find_certificate(certificate))
         if key is None:
             known = credential or certificate
             CALLER_REFUSALS.labels("unknown" if known else "missing").inc()
@@ -72,9 +107,9 @@ class Guard:
             self._note(what, "scope", key.name)
             raise PermissionDenied(
                 f"this call needs a key with the scope {' or '.join(sorted(scopes))}; the key {key.name!r} has "
-                f"{', '.join(key.scopes)}"
+                f"{', '.join(key.scopes) or 'none'}"
             )
-        allowance = self._allowances[key.handle]
+        allowance = self._allowances[key.handle] if bearer is None else self._of(bearer)
         try:
             allowance.check_room()
             allowance.spend()
@@ -84,7 +119,25 @@ class Guard:
         calls_of(key.name).inc()
         return allowance
 
+    def _of(self, bearer: Caller) -> Allowance:
+        allowance = self._bearers.get(bearer.handle)
+        if allowance is None:
+            allowance = self._bearers[bearer.handle] = Allowance(bearer)
+            if len(self._bearers) > _BEARERS:
+                self._bearers.popitem(last=False)
+        elif allowance.key is not bearer:
+            allowance.change(bearer)
+        self._bearers.move_to_end(bearer.handle)
+        return allowance
+
     async def watch(self) -> None:
+        """Keeps the keys of both kinds fresh, for ever."""
+        watched = [self._watch_file()] if self._path is not None else []
+        if self._tokens is not None:
+            watched.append(self._tokens.watch())
+        await asyncio.gather(*watched)
+
+    async def _watch_file(self) -> None:
         """Reads the file again whenever it has changed, for ever. If that fails, the keys stay as they were."""
         while True:
             await asyncio.sleep(self.settings.reload_seconds)
@@ -104,6 +157,8 @@ class Guard:
             logger.error("the changed file of keys is not used; the keys from before stay", why=str(error))
 
     def _read(self) -> None:
+        if self._path is None:
+            return
         self._stamp = self._stamp_now()
         self._keys = read_keys(self._path)
         before, self._allowances = self._allowances, {}
@@ -116,6 +171,8 @@ class Guard:
             self._allowances[key.handle] = known
 
     def _stamp_now(self) -> tuple[int, int, int] | None:
+        if self._path is None:
+            return None
         try:
             found = self._path.stat()
         except OSError:
@@ -129,6 +186,16 @@ class Guard:
         if now - self._logged_at >= _QUIET_SECONDS:
             logger.warning("refused", call=what[:200], why=why, key=name, refused_since_last_line=self._refused)
             self._refused, self._logged_at = 0, now
+
+
+def _tokens(settings: SecuritySettings) -> Tokens | None:
+    if not settings.jwt.jwks:
+        return None
+    try:
+        from critiq_server.security.tokens import Tokens
+    except ImportError as error:
+        raise KeysError(f"security.jwt needs more packages ({error}): pip install 'critiq[jwt]'") from error
+    return Tokens(settings.jwt)
 
 
 @contextmanager

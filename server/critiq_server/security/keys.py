@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 Scope = Literal["score", "models", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
+PREFIX = "critiq_"
+"""What a key begins with, and no token."""
 _FORM = re.compile(r"critiq_([0-9a-f]{16})_[0-9a-f]{64}")
 _LARGEST_FILE = 16 * 2**20
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]

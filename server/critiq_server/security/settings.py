@@ -79,6 +79,45 @@ class TlsSettings(_Section):
         return self
 
 
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+class JwtSettings(_Section):
+    """Bearer tokens that an identity provider signs. Off without ``jwks``."""
+
+    jwks: str = Field(
+        "", description="The provider's public keys (a JSON Web Key Set): an https URL, or a file. Empty: no tokens."
+    )
+    jwks_ca_file: Path | None = Field(None, description="PEM certificates to trust for that URL, not the system's.")
+    issuer: str = Field("", description="What a token's `iss` must be.")
+    audience: tuple[str, ...] = Field((), description="A token's `aud` must have one of these.")
+    algorithms: tuple[Algorithm, ...] = Field(
+        ("RS256", "PS256", "ES256", "ES384", "EdDSA"), min_length=1, description="Signatures that are taken."
+    )
+    scope_claim: str = Field(
+        "scope", min_length=1, description="The claim that lists scopes, with spaces between or as a list."
+    )
+    scope_prefix: str = Field("", description="What a scope's name begins with there: `critiq:` for `critiq:score`.")
+    name_claim: str = Field("sub", min_length=1, description="The claim that names the caller.")
+    leeway_seconds: float = Field(30.0, ge=0, le=600, description="How far the provider's clock may be from ours.")
+    refresh_seconds: float = Field(300.0, gt=0, description="How often the keys are fetched or read again.")
+    requests_per_second: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Calls a second of each caller that a token names."
+    )
+    concurrency: int | None = Field(None, gt=0, description="Its calls under way at once.")
+    requests_per_day: int | None = Field(None, gt=0, description="Its calls a day (UTC).")
+
+    @model_validator(mode="after")
+    def _says_whose_tokens(self) -> JwtSettings:
+        if not self.jwks:
+            return self
+        if not self.issuer or not self.audience:
+            raise ValueError("security.jwt.jwks needs security.jwt.issuer and security.jwt.audience beside it")
+        if "://" in self.jwks and not self.jwks.startswith("https://"):
+            raise ValueError(f"security.jwt.jwks: {self.jwks!r} is no https URL; who changes the keys makes the tokens")
+        return self
+
+
 class SecuritySettings(_Section):
     """Keys of callers, and TLS (docs/security.md). Without a file of keys everybody who reaches the server may call."""
 
@@ -91,4 +130,5 @@ class SecuritySettings(_Section):
     open_documents: bool = Field(
         True, description="Whether the page's files and the API's description are there for callers without a key."
     )
+    jwt: JwtSettings = Field(default_factory=JwtSettings, description="Tokens of an identity provider.")
     tls: TlsSettings = Field(default_factory=TlsSettings, description="Encryption, and certificates of callers.")
