@@ -89,7 +89,7 @@ ENTRY = {"name": "a", "id": "0" * 16, "sha256": "0" * 64, "scopes": ["score"]}
         ("- : :\n  x: [", "no YAML"),
         (
             yaml.safe_dump([ENTRY | {"scopes": ["all"]}]),
-            r"0\.scopes\.0: Input should be 'score', 'models' or 'metrics'",
+            r"0\.scopes\.0: Input should be 'score', 'models', 'metrics' or 'admin'",
         ),
         (yaml.safe_dump([ENTRY | {"scopes": []}]), r"0\.scopes: .*at least 1"),
         (yaml.safe_dump([ENTRY | {"hash": "x"}]), r"0\.hash: Extra inputs"),
@@ -114,7 +114,7 @@ def test_a_missing_file_says_what_makes_one(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["new", "a b"], "name: 'a b'"),
-        (["new", "a", "--scopes", "score,admin"], "scopes: 'admin'"),
+        (["new", "a", "--scopes", "score,root"], "scopes: 'root'"),
         (["new", "a", "--scopes", ","], "scopes: "),
         (["new", "a", "--concurrency", "0"], "concurrency: 0"),
         (["new"], "Missing argument"),
