@@ -308,12 +308,12 @@ class Registry:
         entry = self._entry(name, version or next(reversed(self._versions(name))))
         if entry.tenure is None:
             manifest = entry.bundle.manifest
+            which = f"model {name!r} version {manifest.version!r}"
+            if entry.state == "loading":
+                message = f"{which} is being loaded; try again in a moment"
+                raise ModelNotLoaded(message, field="target.model", retry_after=1.0)
             hint = f" ({entry.reason})" if entry.reason else ""
-            raise ModelNotLoaded(
-                f"model {name!r} version {manifest.version!r} is {entry.state}, not loaded{hint}; load it first",
-                field="target.model",
-                retry_after=1.0 if entry.state == "loading" else None,
-            )
+            raise ModelNotLoaded(f"{which} is {entry.state}, not loaded{hint}; load it first", field="target.model")
         return entry.tenure
 
     def _meant(self, name: str, version: str) -> tuple[str, str]:
