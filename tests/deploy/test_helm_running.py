@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,9 +17,12 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import critiq
+from critiq import _endpoint
 from tests.deploy import charts
 from tests.deploy.charts import arguments_of, only, outcomes, settings_of
 from tests.deploy.kubernetes import Object, read
+from tests.fixtures.images import encoded, photo
 from tests.support.bundles import write_bundle
 from tests.support.certificates import Authority
 from tests.support.servers import ServerProcess, server_process
@@ -117,9 +123,7 @@ def test_the_hardened_chart_serves_those_who_have_a_key(renders: dict[str, list[
         assert healthy(documents, server, tmp_path)
         assert httpx.get(f"{server.rest}/docs").status_code == 401
         assert httpx.get(server.metrics).status_code == 401
-        refused = run_test_pod(documents, server)
-        assert refused.returncode != 0
-        assert "Unauthenticated" in refused.stderr
+        assert httpx.post(f"{server.rest}/v1/score", json={}).status_code == 401
         done = run_test_pod(documents, server, CRITIQ_API_KEY=key)
         assert done.returncode == 0, done.stderr
 
@@ -156,3 +160,38 @@ def test_with_client_certificates_the_probes_show_theirs(renders: dict[str, list
         (tmp_path / "client" / "tls.crt").write_bytes((tmp_path / "tls" / "tls.crt").read_bytes())
         (tmp_path / "client" / "tls.key").write_bytes((tmp_path / "tls" / "tls.key").read_bytes())
         assert not healthy(documents, server, tmp_path), "a certificate of another authority"
+
+
+def test_a_pod_that_is_replaced_loses_no_call(
+    renders: dict[str, list[Object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a rolling update, at its worst: callers still have the address of the pod that stops."""
+    documents = renders["default"]
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    started = [arguments(documents, tmp_path / name) for name in ("old", "new")]
+    with (
+        server_process(started[0], tmp_path / "old" / "log") as old,
+        server_process(started[1], tmp_path / "new" / "log") as new,
+    ):
+        addresses = f"ipv4:{old.grpc},{new.grpc}"
+        monkeypatch.setattr(_endpoint, "parse", lambda *_: _endpoint.Endpoint(addresses, True, False, {}))
+        stop = threading.Event()
+        with critiq.Client() as client, ThreadPoolExecutor(8) as threads:
+            callers = [threads.submit(call_until, stop, client, seed) for seed in range(8)]
+            time.sleep(0.5)
+            assert old.terminate() == 0
+            time.sleep(0.5)
+            stop.set()
+            answered = sum(caller.result() for caller in callers)
+        assert answered > 50
+        assert healthy(documents, new, tmp_path)
+
+
+def call_until(stop: threading.Event, client: critiq.Client, seed: int) -> int:
+    """Calls answered; one that fails in the end raises."""
+    answered = 0
+    while not stop.is_set():
+        client.score(encoded(photo(32, 32, seed=1000 * seed + answered), "PNG"), timeout=20)
+        answered += 1
+    return answered
