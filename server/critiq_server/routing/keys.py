@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
+from functools import lru_cache
 from hashlib import blake2b
+
+from blake3 import blake3
 
 from critiq.aliases import AliasTarget
 from critiq_server.security.limits import caller
@@ -21,10 +24,7 @@ def key_of(pictures: Iterable[bytes]) -> bytes:
         return b"sent\0" + sent.encode()
     if name := caller.get():
         return b"caller\0" + name.encode()
-    digest = blake2b(b"pictures\0", digest_size=16)
-    for picture in pictures:
-        digest.update(blake2b(picture, digest_size=16).digest())
-    return digest.digest()
+    return b"pictures\0" + b"".join(blake3(picture).digest() for picture in pictures)
 
 
 def choose(targets: Sequence[AliasTarget], key: bytes) -> AliasTarget:
@@ -37,10 +37,11 @@ def choose(targets: Sequence[AliasTarget], key: bytes) -> AliasTarget:
 
 
 def _draw(target: AliasTarget, key: bytes) -> float:
-    drawn = blake2b(key, digest_size=8, person=b"critiq-alias", key=_seed(target)).digest()
+    drawn = blake2b(key, digest_size=8, key=_seed(target.model, target.version)).digest()
     share = (int.from_bytes(drawn) + 0.5) / 2**64
     return -target.percent / math.log(share) if share < 1 else math.inf
 
 
-def _seed(target: AliasTarget) -> bytes:
-    return blake2b(str(target).encode(), digest_size=32).digest()
+@lru_cache(maxsize=256)
+def _seed(model: str, version: str) -> bytes:
+    return blake2b(f"critiq/alias/1\0{model}\0{version}".encode(), digest_size=32).digest()

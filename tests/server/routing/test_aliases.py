@@ -86,6 +86,8 @@ async def test_other_faces_know_aliases(app: App) -> None:
         assert answer["outputs"][0]["data"] == [pytest.approx(0.4)]
         stage = (await http.post("/v2/models/canary%2Fimage_encoder/infer", json={"inputs": [tensor]})).json()
         assert (stage["model_version"], stage["outputs"][0]["data"]) == ("2", [pytest.approx(0.4)])
+        drift = (await http.get("/v1/drift", params={"model": "canary"})).json()
+        assert {entry["model"] for entry in drift["series"]} == {"tiny"}
         described = (await http.get("/v1/models/canary")).json()
         assert (described["name"], described["version"], described["aliases"]) == ("tiny", "2", ["canary"])
         refused = await http.post("/v1/score", params={"model": "canary", "version": "1"}, content=b"x")
