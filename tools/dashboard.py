@@ -43,6 +43,7 @@ class Panel:
     width: int = 8
     steps: list[float] = field(default_factory=list)
     stacked: bool = False
+    signed: bool = False
     occasional: bool = False
 
 
@@ -139,7 +140,7 @@ def _panels() -> Iterator[dict[str, Any]]:
 
 
 def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
-    defaults: dict[str, Any] = {"unit": panel.unit, "min": 0}
+    defaults: dict[str, Any] = {"unit": panel.unit} if panel.signed else {"unit": panel.unit, "min": 0}
     if panel.unit == "percentunit" and panel.kind == "timeseries":
         defaults["max"] = 1
     if panel.steps:

@@ -66,7 +66,8 @@ def _panel(axes: Axes, http: httpx.Client, panel: list[Asked], start: float, end
     for name, times, values in lines[:MOST]:
         axes.plot(times - start, values, label=name, linewidth=1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, unit)))
-    axes.set_ylim(bottom=0)
+    if "min" in panel[0].panel["fieldConfig"]["defaults"]:
+        axes.set_ylim(bottom=0)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     if any(name for name, *_ in lines):
