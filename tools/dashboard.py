@@ -141,6 +141,8 @@ def _panels() -> Iterator[dict[str, Any]]:
 
 def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
     defaults: dict[str, Any] = {"unit": panel.unit} if panel.signed else {"unit": panel.unit, "min": 0}
+    if panel.occasional:
+        defaults["noValue"] = "nothing so far"
     if panel.unit == "percentunit" and panel.kind == "timeseries":
         defaults["max"] = 1
     if panel.steps:
