@@ -8,7 +8,8 @@ import pytest
 
 # Settings of the developer's own server must not change what is tested, here or in the servers that tests start.
 for _name in [name for name in os.environ if name.upper().startswith("CRITIQ_")]:
-    del os.environ[_name]
+    if _name != "CRITIQ_RELIABILITY":  # no setting: it says how long tests of reliability take
+        del os.environ[_name]
 
 # Several processes share the tests: a thread each for the networks, or they would wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -19,15 +19,13 @@ from critiq_server.scoring.drift_statistics import (
     compare_moments,
     significance,
 )
-from critiq_server.scoring.drift_windows import BASELINE_K, Moments, Ring, Sketch, Slot
+from critiq_server.scoring.drift_windows import BASELINE_K, LARGEST, Moments, Ring, Sketch, Slot
 
 State = Literal["learning", "steady", "warning", "alarm"]
 Kind = Literal["score", "input", "embedding"]
 SEVERITY: tuple[State, ...] = ("learning", "steady", "warning", "alarm")
 
 _YEAR = 365.25 * 86400
-_LARGEST = 2**53
-"""Of counts and times in what was saved: beyond it JSON's readers disagree."""
 _HIGHEST_LEVEL = 40
 """Of slots: each level doubles the time that a slot covers."""
 _EMBEDDING_SIZE = 5.0
@@ -243,8 +241,8 @@ class Series:
             state, unit = dumped["state"], float(dumped["unit"])
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        if not all(0 <= number <= _LARGEST for number in (wanted, count, *(slot.start for slot in slots))):
-            raise ValueError(f"a count or a time is below 0 or above {_LARGEST}")
+        if not all(0 <= number <= LARGEST for number in (wanted, count, *(slot.start for slot in slots))):
+            raise ValueError(f"a count or a time is below 0 or above {LARGEST}")
         if not all(0 <= slot.level <= _HIGHEST_LEVEL for slot in slots):
             raise ValueError(f"a slot's level is below 0 or above {_HIGHEST_LEVEL}")
         if state not in SEVERITY or (frozen is not None and baseline is None):

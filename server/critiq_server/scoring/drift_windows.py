@@ -127,11 +127,16 @@ class Moments:
             arrays = np.frombuffer(base64.b64decode(dumped["moments"], validate=True), "<f8").reshape(2, -1)
             moments = cls(arrays.shape[1])
             moments.count = int(dumped["count"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"these are no sums of vectors: {error}") from error
+        if not 0 <= moments.count <= LARGEST:
+            raise ValueError(f"{moments.count} vectors cannot have been counted")
         moments.sums, moments.squares = arrays.astype(np.float64)
         return moments
 
+
+LARGEST = 2**53
+"""Of counts and times in what was saved: beyond it JSON's readers disagree."""
 
 S = TypeVar("S", bound=Summary)
 
