@@ -274,9 +274,9 @@ class Batcher(Generic[Input, Output]):
                 item.future.set_exception(Unavailable(message, retry_after=1.0))
         self._busy -= 1
         self.on_lost(True)
-        if run.started is not None:
-            self._pool.write_off(run.started)
         self._after_run()
+        if run.started is not None:
+            self._pool.write_off(run.started)  # last: it calls those who stand in line for a thread
 
     def _finished(self, done: tuple[_Run[Input, Output], Sequence[Output | CritiqError], float, float]) -> None:
         run, outputs, started, ended = done
