@@ -30,8 +30,8 @@ def replica_gone() -> Unavailable:
 def of_one_process() -> FailedPrecondition:
     """The error of a call that would reach one replica of many."""
     return FailedPrecondition(
-        "this would concern one replica of many: jobs, drift, shadow reports and the live view need a server of "
-        "their own (critiq serve); models and aliases of all replicas are in the application's settings"
+        "this would concern one replica of many: call that replica directly (GET /v1/replicas says where they are); "
+        "jobs need a server of their own, and models and aliases of all replicas are in the application's settings"
     )
 
 
@@ -44,7 +44,12 @@ def of_status(status: grpc.StatusCode, details: str) -> CritiqError:
     if status is grpc.StatusCode.CANCELLED:
         return Cancelled("the caller went away")
     if status is grpc.StatusCode.NOT_FOUND:
-        return NotFound(f"{details} Name the application in the metadata `application`.", field="application")
+        if "metadata not set" in details:
+            return Unavailable(
+                "no application is deployed yet, or there are several: then name one in the metadata `application`",
+                retry_after=2 * RETRY_SECONDS,
+            )
+        return NotFound(details, field="application")
     if status is grpc.StatusCode.UNAVAILABLE:
         return Unavailable(f"no replica takes calls at present: {details}", retry_after=2 * RETRY_SECONDS)
     if _GONE.search(details):
@@ -56,8 +61,8 @@ def of_http_status(status: int) -> CritiqError:
     """The same for an answer over HTTP that Ray made up itself."""
     if status == 408:
         return DeadlineExceeded("Ray's time limit for a call passed")
-    if status == 404:
-        return NotFound("no application is deployed under this path")
     if status == 429:
         return TooBusy("all replicas are busy and Ray's queue is full", retry_after=RETRY_SECONDS)
-    return Unavailable("no replica takes calls at present; try again", retry_after=2 * RETRY_SECONDS)
+    return Unavailable(
+        "no application is deployed yet, or none of its replicas takes calls; try again", retry_after=2 * RETRY_SECONDS
+    )

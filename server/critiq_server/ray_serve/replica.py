@@ -22,7 +22,7 @@ from critiq_server.ray_serve.directory import BEAT_SECONDS, Endpoints
 from critiq_server.ray_serve.frames import Frame, Request
 from critiq_server.ray_serve.methods import STREAMS, UNARY, name_of
 from critiq_server.ray_serve.relay import Relay
-from critiq_server.ray_serve.routes import routes
+from critiq_server.ray_serve.routes import ThroughIngress, routes
 from critiq_server.ray_serve.scaling import IN_FLIGHT
 from critiq_server.telemetry.logs import configure
 
@@ -59,7 +59,7 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The routes that Ray's HTTP ingress leads to."""
-        return self._app.http
+        return ThroughIngress(self._app.http)
 
     async def check_health(self) -> None:
         """Raises if the default model is not served: Ray then replaces the replica."""

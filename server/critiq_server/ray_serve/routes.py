@@ -1,29 +1,24 @@
-"""Routes of replicas beside a server's own: where all replicas listen, and what one of many does not do."""
+"""What replicas answer over HTTP beside a server's own routes, and what does not pass Ray's ingress."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from critiq_server.api.answers import dumps, refusal
 from critiq_server.ray_serve.failures import of_one_process
 
-_ONE_PROCESS = (
-    "/v1/jobs",
-    "/v1/jobs/{rest:path}",
-    "/v1/live",
-    "/v1/drift",
-    "/v1/drift/{rest:path}",
-    "/v1/aliases/{name}/{report:path}",
-)
-_CHANGES = ("/v1/models/{name}/{change:path}", "/v2/repository/models/{name}/{change:path}", "/v1/aliases/{name:path}")
+_ONE_PROCESS = re.compile(r"/v1/(jobs|drift|admin)(/.*)?|/v1/live|/v1/models/[^/]+/shadow")
+_CHANGES = re.compile(r"/v1/(models|aliases)/.+|/v2/repository/models/.+")
 
 
 def routes(directory: Any) -> list[BaseRoute]:
-    """They go before the REST face's.
+    """Where all replicas listen. They go before the REST face's.
 
     Args:
         directory: handle of the :class:`~critiq_server.ray_serve.directory.Directory`.
@@ -42,10 +37,23 @@ def routes(directory: Any) -> list[BaseRoute]:
     return [
         Route("/v1/replicas", replicas, methods=["GET"]),
         Route("/v1/replicas/prometheus", targets, methods=["GET"]),
-        *(Route(path, _refused, methods=["GET", "POST", "PUT", "DELETE"]) for path in _ONE_PROCESS),
-        *(Route(path, _refused, methods=["POST", "PUT", "DELETE"]) for path in _CHANGES),
     ]
 
 
-async def _refused(request: Request) -> Response:
-    return refusal(request, of_one_process())
+class ThroughIngress:
+    """The REST face as Ray's ingress leads to it: calls that would reach one replica of many are refused."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and concerns_one(scope["method"], scope["path"]):
+            await refusal(Request(scope), of_one_process())(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def concerns_one(method: str, path: str) -> bool:
+    """Whether a call is about the one process that takes it."""
+    changing = method not in ("GET", "HEAD", "OPTIONS")
+    return bool(_ONE_PROCESS.fullmatch(path) or (changing and _CHANGES.fullmatch(path)))

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.routing import Router
+from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from critiq.errors import CritiqError, DeadlineExceeded, Internal, NotFound, TooBusy, Unavailable
@@ -23,8 +23,10 @@ from critiq_server.ray_serve.failures import of_status
 from critiq_server.ray_serve.frames import Failure, Frame, unpack
 from critiq_server.ray_serve.http_ingress import RetryableFailures
 from critiq_server.ray_serve.methods import ONE_PROCESS, STREAMS, UNARY, name_of
-from critiq_server.ray_serve.routes import routes
+from critiq_server.ray_serve.routes import ThroughIngress, concerns_one
 from critiq_server.ray_serve.scaling import IN_FLIGHT, by_pictures
+from tests.support.bundles import write_bundle
+from tests.support.servers import make_settings, running
 
 texts = st.text(max_size=20)
 trailing = st.lists(st.tuples(texts, texts | st.binary(max_size=20)), max_size=3).map(tuple)
@@ -65,7 +67,8 @@ def test_every_rpc_of_the_contract_passes_or_is_refused() -> None:
         ("RESOURCE_EXHAUSTED", "Request dropped due to backpressure", TooBusy),
         ("UNAVAILABLE", "Deployment failed to deploy", Unavailable),
         ("DEADLINE_EXCEEDED", "Request timed out after 310s.", DeadlineExceeded),
-        ("NOT_FOUND", "Application metadata not set.", NotFound),
+        ("NOT_FOUND", "Application metadata not set. Ping X for available applications.", Unavailable),
+        ("NOT_FOUND", "Application 'x' not found. Ping X for available applications.", NotFound),
     ],
 )
 def test_rays_failures_become_our_errors(status: str, details: str, kind: type[CritiqError]) -> None:
@@ -104,7 +107,7 @@ async def test_an_answer_that_never_came_is_a_retryable_refusal() -> None:
 
 @pytest.mark.parametrize(
     ("status", "ours", "code"),
-    [(408, 504, "DEADLINE_EXCEEDED"), (404, 404, "NOT_FOUND"), (429, 429, "TOO_BUSY"), (503, 503, "UNAVAILABLE")],
+    [(408, 504, "DEADLINE_EXCEEDED"), (404, 503, "UNAVAILABLE"), (429, 429, "TOO_BUSY"), (503, 503, "UNAVAILABLE")],
 )
 async def test_rays_own_words_over_http_become_our_errors(status: int, ours: int, code: str) -> None:
     refused = await through(rays(status))
@@ -179,28 +182,49 @@ async def test_the_directory_forgets_the_silent(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
+    ("method", "path", "refused"),
     [
-        ("GET", "/v1/jobs", 409),
-        ("POST", "/v1/jobs", 409),
-        ("DELETE", "/v1/jobs/one", 409),
-        ("GET", "/v1/live", 409),
-        ("POST", "/v1/models/tiny/load", 409),
-        ("POST", "/v2/repository/models/tiny/unload", 409),
-        ("PUT", "/v1/aliases/best", 409),
-        ("POST", "/v1/aliases/best/rollback", 409),
-        ("GET", "/v1/aliases/best/shadow", 409),
-        ("GET", "/v1/aliases", 404),
-        ("GET", "/v1/aliases/best", 405),
-        ("GET", "/v1/models/tiny", 404),
-        ("POST", "/v1/score", 404),
+        ("GET", "/v1/jobs", True),
+        ("POST", "/v1/jobs", True),
+        ("DELETE", "/v1/jobs/one", True),
+        ("GET", "/v1/live", True),
+        ("POST", "/v1/admin/profile", True),
+        ("GET", "/v1/drift", True),
+        ("POST", "/v1/models/tiny/load", True),
+        ("GET", "/v1/models/tiny/shadow", True),
+        ("POST", "/v2/repository/models/tiny/unload", True),
+        ("PUT", "/v1/aliases/best", True),
+        ("POST", "/v1/aliases/best/rollback", True),
+        ("GET", "/v1/aliases", False),
+        ("GET", "/v1/aliases/best", False),
+        ("GET", "/v1/models/tiny", False),
+        ("POST", "/v1/score", False),
+        ("POST", "/v2/models/tiny/infer", False),
+        ("POST", "/v2/repository/index", False),
     ],
 )
-async def test_what_one_replica_of_many_does_not_do(method: str, path: str, status: int) -> None:
-    """404 and 405 are what routes of the face itself would answer."""
-    app = Router(routes(None), redirect_slashes=False)
+async def test_what_one_replica_of_many_does_not_do(method: str, path: str, refused: bool) -> None:
+    app = ThroughIngress(PlainTextResponse("passed"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://replica") as client:
         answered = await client.request(method, path)
-    assert answered.status_code == status
-    if status == 409:
+    assert answered.status_code == (409 if refused else 200)
+    if refused:
         assert answered.json()["error"]["code"] == "FAILED_PRECONDITION"
+
+
+async def test_every_changing_route_of_the_face_is_decided(tmp_path: Path) -> None:
+    """A new route that is about one process is to be named in routes.py."""
+    write_bundle(tmp_path)
+    async with running(make_settings(tmp_path)) as app:
+        face: Any = app.http
+        paths = [(route.path, method) for route in face.routes for method in getattr(route, "methods", None) or ()]
+    passing = {path for path, method in paths if method in ("POST", "PUT", "DELETE") and not concerns_one(method, path)}
+    assert {path for path in passing if path.startswith("/v1/")} == {
+        "/v1/score",
+        "/v1/score/batch",
+        "/v1/score/stream",
+        "/v1/rank",
+        "/v1/compare",
+        "/v1/prefetch",
+        "/v1/moderate",
+    }
