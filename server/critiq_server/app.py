@@ -37,7 +37,7 @@ from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.gpu import watch_gpus
 from critiq_server.telemetry.loop import watch_lag
 from critiq_server.telemetry.metrics import Metrics
-from critiq_server.telemetry.profiling import ProfilingUnavailable
+from critiq_server.telemetry.profiling import EventLoopProfiler, ProfilingUnavailable
 
 logger = structlog.get_logger("critiq")
 
@@ -78,11 +78,9 @@ class App:
             if self._guard is not None:
                 await self._guard.open()
             self._policies = load_policies(self.settings.moderation)
-        except (TlsError, KeysError, PolicyError) as error:
-            raise StartError(str(error)) from error
-        try:
+            profiler = EventLoopProfiler() if self.settings.telemetry.profiling else None
             self._tracer = traces.start(self.settings.telemetry.traces)
-        except traces.TracesUnavailable as error:
+        except (TlsError, KeysError, PolicyError, ProfilingUnavailable, traces.TracesUnavailable) as error:
             raise StartError(str(error)) from error
         self._assembly = Assembly(
             self.settings,
@@ -105,10 +103,7 @@ class App:
         self._grpc = GrpcFace(
             self.service, self._is_ready, self.moderation, self.jobs, guard, traced=traced, shared=shared
         )
-        try:
-            rest = rest_app(self.service, self._is_ready, self.moderation, self.jobs)
-        except ProfilingUnavailable as error:
-            raise StartError(str(error)) from error
+        rest = rest_app(self.service, self._is_ready, self.moderation, self.jobs, profiler)
         rest.router.routes[:0] = self._routes
         self.http = self._watched(rest)
         self._rest = self._face(self.http, "rest")

@@ -41,8 +41,14 @@ DESCRIPTION = """Scores AI-generated images. Bodies are JSON, multipart forms, p
 `Critiq-Timeout-Ms` sets a deadline. Errors are `{"error": {code, message, field, retry_after_ms}}`."""
 
 
-def rest_app(service: Service, is_ready: Callable[[], bool], moderation: Moderation, jobs: Jobs) -> FastAPI:
-    """The ASGI application; raises ``ProfilingUnavailable``."""
+def rest_app(
+    service: Service,
+    is_ready: Callable[[], bool],
+    moderation: Moderation,
+    jobs: Jobs,
+    profiler: EventLoopProfiler | None = None,
+) -> FastAPI:
+    """The ASGI application; without a ``profiler`` nobody may profile the server."""
     app = FastAPI(title="critiq", version="1", description=DESCRIPTION, redoc_url=None)
     app.add_middleware(_BodyLimit, limit=service.settings.limits.request_bytes)
     app.add_middleware(RoutingKeyed)
@@ -54,7 +60,7 @@ def rest_app(service: Service, is_ready: Callable[[], bool], moderation: Moderat
     _add_models(app, service)
     add_aliases(app, service.routing)
     add_drift(app, service)
-    add_admin(app, EventLoopProfiler() if service.settings.telemetry.profiling else None)
+    add_admin(app, profiler)
     _add_health(app, is_ready)
     _add_errors(app)
     _describe_bodies(app)

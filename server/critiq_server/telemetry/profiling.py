@@ -111,4 +111,4 @@ def _waits(task: asyncio.Task[Any]) -> str:
 
 
 def _short(file: str) -> str:
-    return file.removeprefix(_ROOT).lstrip("/")
+    return file.removeprefix(f"{_ROOT}/")
