@@ -1,13 +1,15 @@
-"""What an API key costs a request: the same small picture, answered from the store, with and without keys.
+"""What security costs a request: a small picture, answered from the store, open, with keys, over TLS, with tokens.
 
     python -m benchmarks.keys [--calls 2000]
 
-One caller, one call after the other, over gRPC and over REST on loopback; the two servers take turns.
+One caller, one call after the other, over gRPC and over REST on loopback; the servers take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
 import statistics
 import tempfile
 import time
@@ -15,7 +17,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import jwt
 import uvloop
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, get_default_algorithms
 from PIL import Image
 
 import critiq
@@ -23,7 +28,9 @@ from critiq_server.app import App
 from critiq_server.security.guard import Guard
 from critiq_server.security.keys import append, new_key
 from critiq_server.security.settings import SecuritySettings
+from critiq_server.security.tokens import Tokens
 from critiq_server.settings import load_settings
+from tests.support.certificates import Authority
 
 ROUNDS = 10
 
@@ -33,38 +40,83 @@ async def measure(calls: int) -> None:
     folder = Path(tempfile.mkdtemp())
     text, key = new_key("benchmark", ["score"], 1e9, 1000, 10**9)
     append(folder / "keys.yaml", key)
-    with_keys = {"security": {"keys_file": folder / "keys.yaml"}}
+    authority = Authority(folder)
+    files = authority.server()
+    signer = ec.generate_private_key(ec.SECP256R1())
+    entry = {**ECAlgorithm.to_jwk(signer.public_key(), as_dict=True), "kid": "one"}
+    (folder / "jwks.json").write_text(json.dumps({"keys": [entry]}))
+    claims = {"iss": "https://login", "aud": "critiq", "sub": "benchmark", "scope": "score", "exp": time.time() + 9999}
+    token = jwt.encode(claims, signer, "ES256", {"kid": "one"})
+    keys = {"keys_file": folder / "keys.yaml"}
+    tokens = {"jwt": {"jwks": str(folder / "jwks.json"), "issuer": "https://login", "audience": ["critiq"]}}
+    tls = {"tls": {"certificate": files.certificate, "key": files.key}}
+    kinds: dict[str, tuple[dict[str, Any], str]] = {
+        "open": ({}, ""),
+        "keys": (keys, text),
+        "TLS": (tls, ""),
+        "keys and TLS": ({**keys, **tls}, text),
+        "token": (tokens, token),
+    }
     file = BytesIO()
     Image.new("RGB", (64, 64), (90, 120, 30)).save(file, "PNG")
     apps = []
-    for sections in ({}, with_keys):
-        ports: dict[str, Any] = {"server": {"rest_port": 0, "grpc_port": 0, "metrics_port": 0}, **sections}
+    for security, _ in kinds.values():
+        ports: dict[str, Any] = {"server": {"rest_port": 0, "grpc_port": 0, "metrics_port": 0}, "security": security}
         apps.append(App(load_settings(None, ports)))
         await apps[-1].start()
     try:
         for face in ("gRPC", "REST"):
-            clients = [critiq.AsyncClient(_url(app, face), api_key=text) for app in apps]
-            times: list[list[float]] = [[], []]
+            clients = [
+                critiq.AsyncClient(_url(app, face), api_key=credential, ca_file=files.ca)
+                for app, (_, credential) in zip(apps, kinds.values(), strict=True)
+            ]
+            times: list[list[float]] = [[] for _ in kinds]
             for _ in range(ROUNDS):
                 for client, found in zip(clients, times, strict=True):
                     found.append(await _median(client, file.getvalue(), calls // ROUNDS))
-            without, guarded = (statistics.median(found) for found in times)
-            print(f"{face}: {without:7.0f} µs without keys, {guarded:7.0f} with: {guarded - without:+5.0f} µs")
+            medians = [statistics.median(found) for found in times]
+            for kind, median in zip(kinds, medians, strict=True):
+                print(f"{face}, {kind}: {median:7.0f} µs ({median - medians[0]:+5.0f})")
             for client in clients:
                 await client.close()
+        print(f"a TLS handshake over REST: {await _handshakes(apps[2].rest_port, authority):.0f} µs, both sides")
     finally:
         for app in apps:
             await app.stop(grace=1.0)
-    guard = Guard(SecuritySettings(keys_file=folder / "keys.yaml"), folder / "keys.yaml")
-    started = time.process_time()
-    for _ in range(20_000):
-        with guard.admit(text, {"score"}, "").call():
-            pass
-    print(f"the check alone: {(time.process_time() - started) / 20_000 * 1e6:.1f} µs of CPU")
+    guard = Guard(SecuritySettings.model_validate({**keys, **tokens}), folder / "keys.yaml")
+    await guard.open()
+    for name, credential in (("key", text), ("token seen before", token)):
+        started = time.process_time()
+        for _ in range(20_000):
+            with guard.admit(credential, {"score"}, "", (), await guard.bearer(credential, "")).call():
+                pass
+        print(f"the check of a {name} alone: {(time.process_time() - started) / 20_000 * 1e6:.1f} µs of CPU")
+    checker = Tokens(SecuritySettings.model_validate(tokens).jwt)
+    await checker.open()
+    for algorithm, made in (("ES256", signer), ("RS256", rsa.generate_private_key(65537, 2048))):
+        signed = jwt.encode(claims, made, algorithm)
+        published = jwt.PyJWK(get_default_algorithms()[algorithm].to_jwk(made.public_key(), as_dict=True))
+        started = time.process_time()
+        for _ in range(1000):
+            checker._check(signed, published, algorithm)
+        print(f"the first check of a token, {algorithm}: {(time.process_time() - started) * 1e3:.0f} µs of CPU")
+
+
+async def _handshakes(port: int, authority: Authority, count: int = 200) -> float:
+    trusted, times = authority.trust(), []
+    for _ in range(count):
+        started = time.perf_counter()
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusted)
+        times.append(time.perf_counter() - started)
+        writer.transport.abort()
+    return statistics.median(times) * 1e6
 
 
 def _url(app: App, face: str) -> str:
-    return f"127.0.0.1:{app.grpc_port}" if face == "gRPC" else f"http://127.0.0.1:{app.rest_port}"
+    tls = app.settings.security.tls.certificate is not None
+    if face == "gRPC":
+        return f"grpc{'s' * tls}://127.0.0.1:{app.grpc_port}"
+    return f"http{'s' * tls}://127.0.0.1:{app.rest_port}"
 
 
 async def _median(client: critiq.AsyncClient, picture: bytes, calls: int) -> float:
