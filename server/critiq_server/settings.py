@@ -38,8 +38,8 @@ class ServerSettings(_Section):
     )
     allowed_hosts: tuple[str, ...] = Field(
         (),
-        description="Names by which HTTP callers may call: `name` or `*.name`; addresses always do. Empty: any name, but "
-        "only localhost if the server listens on loopback without keys, as else websites could call it from a browser.",
+        description="Names by which HTTP callers may call: `name` or `*.name`; addresses always do. Empty: any, but on "
+        "loopback without keys only localhost, as else websites could call it from a browser.",
     )
     rest_port: int = Field(8000, ge=0, le=65535, description="REST. 0: any free port.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC. 0: any free port.")
