@@ -18,7 +18,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import critiq
-from critiq import _endpoint
 from tests.deploy import charts
 from tests.deploy.charts import arguments_of, only, outcomes, settings_of
 from tests.deploy.kubernetes import Object, read
@@ -86,17 +85,19 @@ def asked(probe: dict[str, Any], server: ServerProcess, root: Path) -> bool:
 
 
 def run_test_pod(
-    documents: list[Object], server: ServerProcess, **environment: str
+    documents: list[Object], server: ServerProcess, root: Path, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """``helm test``, with the addresses of this server for those of the Service."""
-    python, flag, script, rest, over_grpc = only(documents, "Pod")["spec"]["containers"][0]["command"]
+    """``helm test``, with the addresses of this server for those of the Service, and ``environment`` from Secrets."""
+    tester = only(documents, "Pod")["spec"]["containers"][0]
+    python, flag, script, rest, over_grpc = tester["command"]
+    paths = {entry["name"]: mounted(entry["value"], root) for entry in tester.get("env", []) if "value" in entry}
     assert (python, flag) == ("python", "-c")
     assert (urlsplit(rest).netloc, urlsplit(over_grpc).netloc) == ("critiq.scoring.svc:8000", "critiq.scoring.svc:8001")
     urls = [server.rest, server.grpc if "://" in server.grpc else f"grpc://{server.grpc}"]
     assert [urlsplit(url).scheme for url in urls] == [urlsplit(rest).scheme, urlsplit(over_grpc).scheme]
     return subprocess.run(
         [sys.executable, flag, script, *urls],
-        env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, **environment, **paths}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def test_the_default_chart_serves(renders: dict[str, list[Object]], tmp_path: Pa
     with server_process(arguments(documents, tmp_path, small=False), tmp_path / "log") as server:
         assert healthy(documents, server, tmp_path)
         assert httpx.get(f"{server.metrics}").status_code == 200
-        done = run_test_pod(documents, server)
+        done = run_test_pod(documents, server, tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("visual_quality") == 2
         assert server.terminate() == 0
@@ -124,7 +125,7 @@ def test_the_hardened_chart_serves_those_who_have_a_key(renders: dict[str, list[
         assert httpx.get(f"{server.rest}/docs").status_code == 401
         assert httpx.get(server.metrics).status_code == 401
         assert httpx.post(f"{server.rest}/v1/score", json={}).status_code == 401
-        done = run_test_pod(documents, server, CRITIQ_API_KEY=key)
+        done = run_test_pod(documents, server, tmp_path, CRITIQ_API_KEY=key)
         assert done.returncode == 0, done.stderr
 
 
@@ -143,7 +144,7 @@ def test_with_tls_the_probes_ask_over_https(renders: dict[str, list[Object]], tm
     with server_process(arguments(documents, tmp_path), tmp_path / "log") as server:
         assert server.rest.startswith("https:")
         assert healthy(documents, server, tmp_path)
-        done = run_test_pod(documents, server, CA_FILE=str(tmp_path / "tls" / "ca.crt"))
+        done = run_test_pod(documents, server, tmp_path)
         assert done.returncode == 0, done.stderr
 
 
@@ -157,14 +158,14 @@ def test_with_client_certificates_the_probes_show_theirs(renders: dict[str, list
         assert healthy(documents, server, tmp_path)
         with pytest.raises(httpx.HTTPError):
             httpx.get(f"{server.rest}/healthz", verify=False)  # noqa: S501
+        done = run_test_pod(documents, server, tmp_path)
+        assert done.returncode == 0, done.stderr
         (tmp_path / "client" / "tls.crt").write_bytes((tmp_path / "tls" / "tls.crt").read_bytes())
         (tmp_path / "client" / "tls.key").write_bytes((tmp_path / "tls" / "tls.key").read_bytes())
         assert not healthy(documents, server, tmp_path), "a certificate of another authority"
 
 
-def test_a_pod_that_is_replaced_loses_no_call(
-    renders: dict[str, list[Object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pod_that_is_replaced_loses_no_call(renders: dict[str, list[Object]], tmp_path: Path) -> None:
     """The end of a rolling update, at its worst: callers still have the address of the pod that stops."""
     documents = renders["default"]
     for name in ("old", "new"):
@@ -174,10 +175,8 @@ def test_a_pod_that_is_replaced_loses_no_call(
         server_process(started[0], tmp_path / "old" / "log") as old,
         server_process(started[1], tmp_path / "new" / "log") as new,
     ):
-        addresses = f"ipv4:{old.grpc},{new.grpc}"
-        monkeypatch.setattr(_endpoint, "parse", lambda *_: _endpoint.Endpoint(addresses, True, False, {}))
         stop = threading.Event()
-        with critiq.Client() as client, ThreadPoolExecutor(8) as threads:
+        with critiq.Client(f"{old.grpc},{new.grpc}") as client, ThreadPoolExecutor(8) as threads:
             callers = [threads.submit(call_until, stop, client, seed) for seed in range(8)]
             time.sleep(0.5)
             assert old.terminate() == 0
