@@ -29,7 +29,7 @@ from critiq_server.moderation import Moderation, load_policies
 from critiq_server.processes.group import Member
 from critiq_server.processes.private import private_app
 from critiq_server.scoring.policy_files import PolicyError
-from critiq_server.security.guard import Guard
+from critiq_server.security.guard import open_guard
 from critiq_server.security.keys import KeysError
 from critiq_server.security.tls import Certificates, TlsError
 from critiq_server.settings import LOOPBACK, Settings
@@ -72,12 +72,8 @@ class App:
                 moderation policy cannot be used, or no model could be loaded.
         """
         try:
-            security = self.settings.security
             self._certificates = self._read_certificates()
-            asks = security.keys_file is not None or security.jwt.jwks
-            self._guard = Guard(security, security.keys_file) if asks else None
-            if self._guard is not None:
-                await self._guard.open()
+            self._guard = await open_guard(self.settings.security)
             self._policies = load_policies(self.settings.moderation)
             profiler = EventLoopProfiler() if self.settings.telemetry.profiling else None
             self._tracer = traces.start(self.settings.telemetry.traces)

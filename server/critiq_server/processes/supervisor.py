@@ -25,7 +25,7 @@ from critiq_server.api.metrics import metrics_app
 from critiq_server.listening import HttpFace, StartError, open_socket
 from critiq_server.processes.group import VARIABLE, Member
 from critiq_server.processes.merging import MergedMetrics
-from critiq_server.security.guard import Guard
+from critiq_server.security.guard import open_guard
 from critiq_server.security.keys import KeysError
 from critiq_server.security.tls import Certificates, TlsError
 from critiq_server.settings import Settings
@@ -91,7 +91,7 @@ class Supervisor:
         self._lifeline_end = lifeline
         try:
             try:
-                self._listen()
+                await self._listen()
             except (KeysError, TlsError) as error:
                 raise StartError(str(error)) from error
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -120,7 +120,7 @@ class Supervisor:
                     process.running.kill()
             shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _listen(self) -> None:
+    async def _listen(self) -> None:
         """Opens what all processes share. Raises ``StartError``, ``KeysError``, ``TlsError``."""
         settings = self._settings
         wanted = [("rest", settings.server.host, settings.server.rest_port, "--rest-port")]
@@ -138,11 +138,11 @@ class Supervisor:
         self._grpc_socket = _reserve(settings.server.host, settings.server.grpc_port)
         self._metrics_socket = open_socket(settings.server.host, settings.server.metrics_port, "--metrics-port")
         certificates = None if settings.security.tls.certificate is None else Certificates(settings.security.tls)
-        self._metrics_face = HttpFace(self._metrics_app(), settings.limits, certificates)
+        self._metrics_face = HttpFace(await self._metrics_app(), settings.limits, certificates)
         if certificates is not None:
             self._watching.append(asyncio.create_task(certificates.watch()))
 
-    def _metrics_app(self) -> ASGIApp:
+    async def _metrics_app(self) -> ASGIApp:
         registry = CollectorRegistry()
         registry.register(MergedMetrics(lambda: {entry.member.name: entry.member.path for entry in self._all}))
         ready = Gauge("critiq_processes", "Serving processes that are ready.", registry=registry)
@@ -151,10 +151,9 @@ class Supervisor:
             "critiq_process_restarts", "Serving processes that died and were replaced.", registry=registry
         )
         app: ASGIApp = metrics_app(registry)
-        security = self._settings.security
-        if security.keys_file is None:
+        guard = await open_guard(self._settings.security)
+        if guard is None:
             return app
-        guard = Guard(security, security.keys_file)
         self._watching.append(asyncio.create_task(guard.watch()))
         return Guarded(app, guard, METRICS)
 

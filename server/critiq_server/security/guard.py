@@ -30,6 +30,15 @@ _BEARERS = 10_000
 _QUIET_SECONDS = 10.0
 
 
+async def open_guard(settings: SecuritySettings) -> Guard | None:
+    """The guard that the settings ask for; ``None``: everybody may call. Raises ``KeysError``."""
+    if settings.keys_file is None and not settings.jwt.jwks:
+        return None
+    guard = Guard(settings, settings.keys_file)
+    await guard.open()
+    return guard
+
+
 class Guard:
     """The keys of the settings' file and the callers that tokens name, and what each has left.
 

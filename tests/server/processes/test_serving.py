@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import jwt
 import psutil
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client.parser import text_string_to_metric_families
 
 import critiq
@@ -233,8 +235,16 @@ def test_stopping_answers_what_was_accepted_in_every_process(root: Path) -> None
         assert server.process.wait(30) == 0
 
 
-def test_processes_end_when_the_one_that_started_them_is_gone(root: Path) -> None:
-    with serving(root) as server:
+def test_summed_metrics_ask_for_tokens_and_processes_end_with_the_one_that_started_them(root: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    entry = jwt.algorithms.ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    (root / "jwks.json").write_text(json.dumps({"keys": [{**entry, "kid": "one"}]}))
+    asks = {"jwks": str(root / "jwks.json"), "issuer": "https://id.example.com", "audience": ["critiq"]}
+    claims = {"iss": asks["issuer"], "aud": "critiq", "sub": "prometheus", "exp": time.time() + 600, "scope": "metrics"}
+    token = jwt.encode(claims, key, "ES256", {"kid": "one"})
+    with serving(root, "--set", f"security.jwt={json.dumps(asks)}") as server:
+        assert httpx.get(server.metrics).status_code == 401
+        assert httpx.get(server.metrics, headers={"Authorization": f"Bearer {token}"}).status_code == 200
         left = children(server)
         server.process.kill()
         _, alive = psutil.wait_procs(left, timeout=30)
