@@ -38,7 +38,8 @@ from critiq_server.telemetry.profiling import EventLoopProfiler
 
 DESCRIPTION = """Scores AI-generated images. Bodies are JSON, multipart forms, protobuf messages of the gRPC contract
 (`application/x-protobuf`), or for `/v1/score` the picture file itself with the rest in the query. The header
-`Critiq-Timeout-Ms` sets a deadline. Errors are `{"error": {code, message, field, retry_after_ms}}`."""
+`Critiq-Timeout-Ms` sets a deadline; `x-critiq-routing-key` keeps a caller with one version behind an alias. Errors are
+`{"error": {code, message, field, retry_after_ms}}`."""
 
 
 def rest_app(

@@ -214,6 +214,7 @@ class Routing:
         self._check(alias)
         await self._load(alias)
         await self._keep(name, alias)
+        await self._load(alias)  # somebody may have unloaded a target while it was written
         self._put(name, alias)
         return alias
 
@@ -249,9 +250,10 @@ class Routing:
                 )
 
     async def _load(self, alias: Alias) -> None:
-        for target in (*alias.targets, alias.shadow):
-            if target is not None and not self._registry.serves(target.model, target.version):
-                await self._registry.load(target.model, target.version)
+        """Returns in the moment in which everything that the alias needs is served."""
+        needed = [target for target in (*alias.targets, alias.shadow) if target is not None]
+        while missing := [target for target in needed if not self._registry.serves(target.model, target.version)]:
+            await self._registry.load(missing[0].model, missing[0].version)
 
     async def _keep(self, name: str, alias: Alias | None) -> None:
         if self._state is None:

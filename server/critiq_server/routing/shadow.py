@@ -12,6 +12,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Collection
+from contextvars import Context
 from dataclasses import dataclass
 
 import structlog
@@ -116,7 +117,8 @@ class Shadows:
         self._queue.append(_Offer(agreement, image, prompt, result, time.monotonic()))
         self._queued_bytes += size
         if len(self._working) < self._settings.at_once:
-            task = asyncio.ensure_future(self._work())
+            # Not in the caller's context: nothing of it, such as its trace, is of later pictures.
+            task = asyncio.create_task(self._work(), context=Context())
             self._working.add(task)
             task.add_done_callback(self._working.discard)
 

@@ -106,6 +106,30 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+async def test_jobs_and_moderation_go_by_aliases(tmp_path: Path) -> None:
+    for number in ("1", "2"):
+        write_bundle(tmp_path / "bundles", version=number, bias=0.1 * int(number))
+    (tmp_path / "wordy.yaml").write_text(POLICY.format(model="canary"))
+    settings = make_settings(
+        tmp_path / "bundles",
+        models={"aliases": {"canary": ["tiny:1=50", "tiny:2=50"]}, "allow_changes": True},
+        jobs={"path": tmp_path / "jobs.db"},
+        moderation={"policies": [tmp_path / "wordy.yaml"]},
+    )
+    pictures = [flat(level) for level in range(0, 240, 12)]
+    async with running(settings) as app, critiq.AsyncClient(f"localhost:{app.grpc_port}") as client:
+        job = await client.wait_job((await client.submit_job(pictures, model="canary")).id)
+        assert job.failed == 0
+        results = [entry.result for entry in await client.job_results(job.id)]
+        by_job = [result["brightness"].model_version for result in results if result is not None]
+        direct = [(await client.score(picture, model="canary"))["brightness"].model_version for picture in pictures]
+        assert by_job == direct, "the same picture, the same version"
+        assert set(direct) == {"1", "2"}
+        verdicts = [await client.moderate(picture, "a red cat") for picture in pictures]
+        assert {verdict.scores[0].model_version for verdict in verdicts} == {"1", "2"}
+        assert app.service.registry.meant("canary")[1].version == "2"
+
+
 async def test_switching_back_and_forth_under_load_fails_nobody(app: App) -> None:
     """Twenty switches; the version that is left is unloaded each time, so nothing may hold on to it by name."""
     routing, done, seen = app.service.routing, asyncio.Event(), dict.fromkeys(("1", "2"), 0)
@@ -205,6 +229,19 @@ async def test_nothing_to_go_back_to_or_promote_is_said(app: App) -> None:
         await routing.promote("default")
     with pytest.raises(NotFound, match="no alias 'canary'; known: default"):
         await routing.promote("canary")
+
+
+async def test_a_target_that_is_unloaded_while_the_change_is_written_is_loaded_again(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routing = app.service.routing
+
+    async def unload_meanwhile(name: str, alias: Alias | None) -> None:
+        await app.service.unload("tiny", "2")
+
+    monkeypatch.setattr(routing, "_keep", unload_meanwhile)
+    await routing.set("default", [(AliasTarget("tiny", "2"), True)])
+    assert await version(app) == "2"
 
 
 async def test_a_broken_target_changes_nothing(app: App, tmp_path: Path) -> None:

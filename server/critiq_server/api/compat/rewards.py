@@ -73,10 +73,10 @@ class Rewards:
     def settings(self, name: str) -> RewardSettings:
         return self._rewards.get(name) or RewardSettings(dimension=name)
 
-    def version(self, name: str) -> str:
-        """The model version that answers for a reward; raises ``NotFound``."""
+    def versions(self, name: str) -> frozenset[str]:
+        """The model versions that may answer for a reward: several behind an alias; raises ``NotFound``."""
         wanted = self.settings(name)
-        return self.service.model(wanted.model, wanted.version).version
+        return frozenset(model.version for model in self.service.registry.meant(wanted.model, wanted.version))
 
     async def score_one(self, name: str, samples: Sequence[Sample]) -> list[float]:
         """One reward for each sample. Raises the first sample's error, one that may pass before one that lasts."""

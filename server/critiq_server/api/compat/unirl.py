@@ -135,8 +135,8 @@ def _values(rewards: Rewards, outcome: dict[str, Outcome]) -> dict[str, dict[str
 def _identity(rewards: Rewards, entry: _Request) -> dict[str, Any]:
     """What the client sent to recognise its request by, with the version that truly answered."""
     sent = entry.model_extra or {}
-    versions = {rewards.version(name) for name in entry.required_rewards}
+    versions = [version for name in entry.required_rewards for version in rewards.versions(name)]
     return {
         **{key: sent.get(key) for key in _IDENTITY},
-        "scorer_version": versions.pop() if len(versions) == 1 else None,
+        "scorer_version": versions[0] if len(set(versions)) == 1 else None,
     }
