@@ -49,13 +49,35 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 LOGS = {"settings": {"log": {"level": "debug"}}}
 SERVICE = {"replicaCount": 7, "service": {"type": "NodePort"}}
 TENSORRT = {"gpu": {"enabled": True, "target": "tensorrt"}}
+NUMBERS = {
+    "imagePullSecrets": [{"name": "1"}],
+    "auth": {"existingSecret": "2"},
+    "tls": {"existingSecret": "3", "clientCaSecret": "4", "requireClientCertificate": True, "clientSecret": "5"},
+    "redis": {"existingSecret": "6", "key": "7"},
+    "models": {"source": "claim", "claim": {"name": "8", "subPath": "9"}},
+    "persistence": {"enabled": True, "storageClass": "10"},
+    "metrics": {"serviceMonitor": {"enabled": True, "keySecret": {"name": "11", "key": "12"}}},
+    "tests": {"keySecret": {"name": "13", "key": "14"}},
+    "priorityClassName": "15",
+    "runtimeClassName": "16",
+    "nodeSelector": {"disk": "17"},
+    "image": {"tag": "20261121"},
+}
 AUTO = {"gpu": {"enabled": True}, "settings": {"runtime": {"provider": "auto"}}}
 
 
 @pytest.fixture(scope="module")
 def said() -> dict[str, dict[str, str]]:
     """What Helm says to all values that this module asks it about, by their ``repr``: one process for all."""
-    asked = [*charts.values_files().values(), LOGS, SERVICE, TENSORRT, AUTO, *(values for values, _ in REFUSED)]
+    asked = [
+        *charts.values_files().values(),
+        LOGS,
+        SERVICE,
+        NUMBERS,
+        TENSORRT,
+        AUTO,
+        *(values for values, _ in REFUSED),
+    ]
     return {repr(values): outcome for values, outcome in zip(asked, outcomes(asked), strict=True)}
 
 
@@ -98,6 +120,11 @@ def test_the_oldest_kubernetes_takes_them_too(renders: dict[str, list[Object]], 
     """Not volumes of images, which came later; the page says so."""
     for document in renders[name]:
         validate(document, OLDEST)
+
+
+def test_names_that_look_like_numbers_stay_names(said: dict[str, dict[str, str]]) -> None:
+    for document in read(said[repr(NUMBERS)]["text"]):
+        validate(document)
 
 
 def test_names_labels_and_namespaces_are_everywhere(documents: list[Object]) -> None:

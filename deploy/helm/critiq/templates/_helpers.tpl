@@ -19,7 +19,7 @@
 
 {{- define "critiq.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "critiq.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: server
 {{- end -}}
 
@@ -39,7 +39,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- define "critiq.metadata" -}}
 name: {{ include "critiq.fullname" . }}
-namespace: {{ .Release.Namespace }}
+namespace: {{ .Release.Namespace | quote }}
 labels:
   {{- include "critiq.labels" . | nindent 2 }}
 {{- end -}}
@@ -178,6 +178,6 @@ labels:
 
 {{- define "critiq.testLabels" -}}
 app.kubernetes.io/name: {{ include "critiq.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: test
 {{- end -}}

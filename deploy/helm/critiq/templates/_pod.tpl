@@ -25,10 +25,10 @@ spec:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- with .Values.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   {{- with .Values.runtimeClassName }}
-  runtimeClassName: {{ . }}
+  runtimeClassName: {{ . | quote }}
   {{- end }}
   {{- with .Values.nodeSelector }}
   nodeSelector:
@@ -104,8 +104,8 @@ env:
   - name: CRITIQ_FEATURES__REDIS__URL
     valueFrom:
       secretKeyRef:
-        name: {{ .Values.redis.existingSecret }}
-        key: {{ .Values.redis.key }}
+        name: {{ .Values.redis.existingSecret | quote }}
+        key: {{ .Values.redis.key | quote }}
   {{- end }}
   {{- with .Values.extraEnv }}
   {{- toYaml . | nindent 2 }}
@@ -160,7 +160,7 @@ volumeMounts:
     mountPath: {{ .Values.models.mountPath }}
     readOnly: true
     {{- if and (eq .Values.models.source "claim") .Values.models.claim.subPath }}
-    subPath: {{ .Values.models.claim.subPath }}
+    subPath: {{ .Values.models.claim.subPath | quote }}
     {{- end }}
   {{- end }}
   {{- if .Values.auth.existingSecret }}
@@ -249,7 +249,7 @@ exec:
 {{- if eq $models.source "claim" }}
 - name: models
   persistentVolumeClaim:
-    claimName: {{ $models.claim.name }}
+    claimName: {{ $models.claim.name | quote }}
     readOnly: true
 {{- else if eq $models.source "copy" }}
 - name: models
@@ -289,7 +289,7 @@ exec:
 {{- define "critiq.secretVolume" -}}
 - name: {{ .name }}
   secret:
-    secretName: {{ .secret }}
+    secretName: {{ .secret | quote }}
     defaultMode: 0440
     {{- with .only }}
     items:
