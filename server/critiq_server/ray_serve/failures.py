@@ -35,10 +35,13 @@ def of_one_process() -> FailedPrecondition:
     )
 
 
-def of_status(status: grpc.StatusCode, details: str) -> CritiqError:
+def of_status(status: grpc.StatusCode, details: str, *, stream: bool = False) -> CritiqError:
     """The error for a call over gRPC that Ray ended with ``status``, with its own words where they help a caller."""
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return TooBusy(f"all replicas are busy and Ray's queue is full: {details}", retry_after=RETRY_SECONDS)
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED and stream:
+        # The caller's own deadline ends a call without us: this is Ray's request_timeout_s.
+        return Unavailable(f"go on in another stream, or call a replica directly: {details}", retry_after=0.0)
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"Ray's time limit for a call passed: {details}")
     if status is grpc.StatusCode.CANCELLED:

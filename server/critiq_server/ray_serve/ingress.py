@@ -82,10 +82,10 @@ class _RaysContext:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
-    async def check(self) -> None:
+    async def check(self, *, stream: bool = False) -> None:
         """Ends the call if Ray has ended it with an error."""
         if self._status is not None and self._status is not grpc.StatusCode.OK:
-            await abort(self._context, of_status(self._status, self._details))
+            await abort(self._context, of_status(self._status, self._details, stream=stream))
 
 
 def _unary(routed: Any) -> Any:
@@ -103,7 +103,7 @@ def _stream(routed: Any) -> Any:
         seen = _RaysContext(context)
         async for frame in routed(requests, seen):
             yield await _opened(frame, context)
-        await seen.check()
+        await seen.check(stream=True)
 
     return stream
 

@@ -78,6 +78,12 @@ def test_rays_failures_become_our_errors(status: str, details: str, kind: type[C
     assert "prompt" not in error.message
 
 
+def test_a_stream_that_ray_cuts_off_goes_on_in_another() -> None:
+    error = of_status(grpc.StatusCode.DEADLINE_EXCEEDED, "Request timed out after 310s.", stream=True)
+    assert isinstance(error, Unavailable)
+    assert "310s" in error.message
+
+
 async def through(answers: list[dict[str, Any]], headers: dict[str, str] | None = None) -> httpx.Response:
     """What a caller gets when Ray's proxy sends these messages."""
 
