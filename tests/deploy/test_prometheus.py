@@ -106,7 +106,7 @@ async def test_every_metric_and_label_in_queries_and_rules_is_one_that_a_server_
 @pytest.mark.parametrize(
     ("expression", "expected"),
     [
-        ("max(last_over_time(critiq_in_flight_limit[10s]))", 32),
+        ("max(last_over_time(critiq_in_flight_limit[10s]))", 48),
         ("count(last_over_time(critiq_model_ready[10s]) == 1)", 4),
         ('count(last_over_time(critiq_degraded_total{dimension="wordiness"}[10s]) > 0)', 1),
         ("count(rate(critiq_items_total[10s]) > 0) > bool 0", 1),

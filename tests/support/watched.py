@@ -96,7 +96,8 @@ class Watched:
         trusted = ssl.create_default_context(cafile=self.ca)
         reader, writer = await asyncio.open_connection("127.0.0.1", self.app.rest_port, ssl=trusted)
         writer.write(b"GET / HT")
-        await reader.read()
+        with suppress(OSError):
+            await reader.read()
         writer.close()
 
     async def traffic(self, seconds: float) -> None:
@@ -174,7 +175,7 @@ async def watched(folder: Path) -> AsyncIterator[Watched]:
                     "shadow": {"thresholds": {"brightness": 0.4}},
                 },
                 lmm={"on_miss": "stored"},
-                limits={"in_flight": 32, "batch_items": 32, "header_seconds": 1.0},
+                limits={"in_flight": 48, "batch_items": 32, "header_seconds": 1.0},
                 features={
                     "disk": {"path": folder / "features"},
                     "redis": {"url": redis.url, "timeout_ms": 2000},
