@@ -6,13 +6,18 @@ CONSTRAINTS := constraints.txt
 # Processes that share the tests, a file each. More than two want more than 24 GiB of memory.
 JOBS ?= 2
 
-.PHONY: serve test lint proto bench clean
+.PHONY: serve test reliability lint proto bench clean
 
 serve: $(VENV)/.serve
 	$(BIN)/critiq serve $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# A minute of load and more for each test, then twenty minutes of soak; their short forms are among the tests.
+reliability: $(VENV)/.dev
+	CRITIQ_RELIABILITY=full $(BIN)/python -m pytest -s tests/reliability --timeout=900 $(ARGS)
+	$(BIN)/python -m tests.reliability.soak --minutes 20
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
