@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
@@ -37,8 +39,10 @@ class TraceSettings(BaseModel):
     @field_validator("endpoint")
     @classmethod
     def _says_whether_it_is_tls(cls, value: str) -> str:
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// (no TLS) or https:// (TLS), such as http://localhost:4317")
+        if value and not re.fullmatch(r"https?://[^/\s]+/?", value):
+            raise ValueError(
+                "must be http://HOST:PORT (no TLS) or https://HOST:PORT (TLS), such as http://localhost:4317"
+            )
         return value
 
 

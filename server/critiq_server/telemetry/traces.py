@@ -66,7 +66,7 @@ def start(settings: TraceSettings) -> Tracer | None:
     """Traces from now on, if the settings name where to; give what it returns to :func:`stop`.
 
     Raises:
-        TracesUnavailable: a package is missing.
+        TracesUnavailable: a package is missing, or the environment has a variable that makes no sense.
     """
     global tracer  # noqa: PLW0603 - one a process
     if not settings.endpoint:
@@ -77,7 +77,12 @@ def start(settings: TraceSettings) -> Tracer | None:
         raise TracesUnavailable(
             f"telemetry.traces.endpoint is set, and {error.name} is not installed; pip install 'critiq[telemetry]'"
         ) from error
-    tracer = OtlpTracer(settings)
+    try:
+        tracer = OtlpTracer(settings)
+    except Exception as error:  # whatever the SDK says to a variable that it cannot read
+        raise TracesUnavailable(
+            f"traces cannot be sent to {settings.endpoint} ({error}); look at telemetry.traces and the variables OTEL_*"
+        ) from error
     return tracer
 
 

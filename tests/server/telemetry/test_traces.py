@@ -293,9 +293,14 @@ def blocking(app: App) -> None:
 
 
 async def test_traces_that_cannot_be_had_stop_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="must begin with http"):
-        TraceSettings(endpoint="localhost:4317")
+    for endpoint in ("localhost:4317", "http://", "ftp://localhost", "http://localhost/v1/traces"):
+        with pytest.raises(ValueError, match="must be http://HOST:PORT"):
+            TraceSettings(endpoint=endpoint)
     write_bundle(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
+        with pytest.raises(StartError, match=r"cannot be sent to http://localhost:1 .*soon.*OTEL_"):
+            await App(make_settings(tmp_path, telemetry={"traces": {"endpoint": "http://localhost:1"}})).start()
     monkeypatch.setitem(__import__("sys").modules, "critiq_server.telemetry.tracer", None)
     settings = make_settings(tmp_path, telemetry={"traces": {"endpoint": "http://localhost:1"}})
     with pytest.raises(StartError, match=r"pip install 'critiq\[telemetry\]'"):
