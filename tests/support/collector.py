@@ -86,12 +86,15 @@ class Collector(services.TraceServiceServicer):
 
 
 @contextmanager
-def collecting(port: int = 0) -> Iterator[Collector]:
-    """A collector while the block runs."""
+def collecting(credentials: grpc.ServerCredentials | None = None) -> Iterator[Collector]:
+    """A collector while the block runs; with ``credentials`` over TLS."""
     collector = Collector()
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     services.add_TraceServiceServicer_to_server(collector, server)
-    collector.port = server.add_insecure_port(f"127.0.0.1:{port}")
+    if credentials is None:
+        collector.port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        collector.port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     try:
         yield collector

@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+import trustme
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
@@ -43,7 +45,7 @@ async def traced(
     root: Path, collector: Collector, default: str = "tiny", sections: dict[str, Any] | None = None, **traces: Any
 ) -> AsyncIterator[tuple[App, critiq.AsyncClient, httpx.AsyncClient]]:
     """A server that sends its traces to ``collector``, all of them by the end of the block, and clients of it."""
-    telemetry = {"traces": {"endpoint": f"http://127.0.0.1:{collector.port}", **traces}}
+    telemetry = {"traces": {"endpoint": f"http://127.0.0.1:{collector.port}"} | traces}
     settings = make_settings(root, default=default, telemetry=telemetry, **(sections or {}))
     async with running(settings) as app:
         rest = httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.rest_port}")
@@ -207,6 +209,26 @@ async def test_the_environment_speaks_opentelemetry(
     assert collector.resource["service.name"] == "scorer-7"
     assert collector.resource["deployment.environment"] == "tests"
     assert collector.metadata["x-tenant"] == "mine"
+
+
+async def test_spans_go_over_tls_to_a_trusted_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bundle(tmp_path)
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    pair = authority.issue_cert("localhost")
+    chain = b"".join(blob.bytes() for blob in pair.cert_chain_pems)
+    credentials = grpc.ssl_server_credentials([(pair.private_key_pem.bytes(), chain)])
+    with collecting(credentials) as collector:
+        address = {"endpoint": f"https://localhost:{collector.port}"}
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(tmp_path / "ca.pem"))
+        async with traced(tmp_path, collector, **address) as (_, _, rest):
+            await rest.get("/v1/models")
+        assert len(collector.named("GET /v1/models")) == 1
+        monkeypatch.delenv("OTEL_EXPORTER_OTLP_CERTIFICATE")  # of an authority that nobody knows
+        monkeypatch.setattr("critiq_server.telemetry.tracer._FLUSH_SECONDS", 1.0)
+        async with traced(tmp_path, collector, **address) as (_, _, rest):
+            assert (await rest.get("/v1/models")).status_code == 200
+        assert len(collector.named("GET /v1/models")) == 1
 
 
 @pytest.mark.parametrize("state", ["down", "broken", "slow"])
