@@ -28,7 +28,9 @@ def runtime() -> Object:
 
 @pytest.fixture(scope="module")
 def services() -> list[Object]:
-    return read((FOLDER / "inferenceservice.yaml").read_text())
+    files = sorted(FOLDER.glob("inferenceservice*.yaml"))
+    assert len(files) == 2
+    return [document for file in files for document in read(file.read_text())]
 
 
 def arguments(runtime: Object, name: str, models: Path) -> list[str]:
