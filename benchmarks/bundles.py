@@ -82,15 +82,17 @@ def write_free(root: Path, name: str = "free") -> None:
     _write(root / name / "1", name, stage, graph)
 
 
-def write_simulated(root: Path, name: str = "simulated") -> None:
+def write_simulated(
+    root: Path, name: str = "simulated", simulated: Simulated = SIMULATED, max_batch: int = SIMULATED_BATCH
+) -> None:
     """The simulated accelerator behind an 8x8 view."""
     stage = Stage(
         name="device",
         runtime="simulated",
-        simulated=SIMULATED,
+        simulated=simulated,
         inputs={"image": ImageInput(view=ResizeView(height=FREE_SIDE, width=FREE_SIDE))},
         outputs=["value"],
-        max_batch=SIMULATED_BATCH,
+        max_batch=max_batch,
         cache=False,
     )
     _write(root / name / "1", name, stage, None)

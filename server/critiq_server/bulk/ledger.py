@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from critiq_server.bulk.errors import BulkError
+from critiq_server.bulk.errors import BulkError, StorageError
 from critiq_server.bulk.storage import TEMPORARY, Place
 from critiq_server.bulk.units import Done, Unit, fingerprint
 
@@ -98,6 +98,11 @@ class Ledger:
             self._write(self._waiting)
             self._waiting = []
             self._written_at = time.monotonic()
+
+    def ask_to_stop(self) -> None:
+        """Tells workers that share nothing but the storage; where that fails they just work on."""
+        with contextlib.suppress(StorageError):
+            self._output.write(STOP, b"")
 
     def finish(self, units: Sequence[Unit], manifest: dict[str, Any]) -> dict[str, Any]:
         """Writes the manifest; returns it. Raises ``BulkError`` if a part is missing."""

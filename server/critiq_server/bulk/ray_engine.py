@@ -70,7 +70,6 @@ def run_ray(
 def _connect(ray: Any, address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    logging.getLogger("ray.data").setLevel("ERROR")
     wanted: dict[str, Any] = {"address": address}
     if not address:
         wanted = {"address": "local", "include_dashboard": False, "object_store_memory": _STORE_BYTES}
@@ -97,6 +96,7 @@ def _answers(task: Task, units: Sequence[Unit], workers: int, cpus: float, gpus:
     """A data set of what becomes of units, computed while it is read, in the order in which they are done."""
     import ray.data
 
+    logging.getLogger("ray.data").setLevel("ERROR")  # after the import, which sets it
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

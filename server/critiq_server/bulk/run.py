@@ -15,8 +15,8 @@ from typing import Any, Literal
 from critiq_server.bulk import local, merging
 from critiq_server.bulk.errors import BulkError
 from critiq_server.bulk.inputs import Columns, plan_input
-from critiq_server.bulk.ledger import STOP, Identity, Ledger, summary
-from critiq_server.bulk.storage import Place, place
+from critiq_server.bulk.ledger import Identity, Ledger, summary
+from critiq_server.bulk.storage import place
 from critiq_server.bulk.task import Model, Task, choose_model, for_bulk
 from critiq_server.bulk.units import Done, Plan, Unit
 from critiq_server.settings import Settings
@@ -105,16 +105,9 @@ def run(options: Options, settings: Settings, on_plan: Callable[[Plan, int, int]
         if ledger.complete(plan.units) and not merged:
             return Outcome(True, before["rows"], before["failed"], before=True)
         on_plan(plan, len(ledger.done), before["rows"])
-        outcome = _score(
-            options,
-            Task(
-                for_bulk(settings, model, options.batch), model, bool(options.dimensions), options.columns, output.uri
-            ),
-            plan,
-            ledger,
-            report,
-            output,
-        )
+        alone = for_bulk(settings, model, options.batch)
+        task = Task(alone, model, bool(options.dimensions), options.columns, output.uri)
+        outcome = _score(options, task, plan, ledger, report)
     finally:
         ledger.close()
     if merged and outcome.finished:
@@ -122,7 +115,7 @@ def run(options: Options, settings: Settings, on_plan: Callable[[Plan, int, int]
     return outcome
 
 
-def _score(options: Options, task: Task, plan: Plan, ledger: Ledger, report: Report, output: Place) -> Outcome:
+def _score(options: Options, task: Task, plan: Plan, ledger: Ledger, report: Report) -> Outcome:
     started = time.monotonic()
 
     def on_done(done: Done) -> None:
@@ -130,7 +123,7 @@ def _score(options: Options, task: Task, plan: Plan, ledger: Ledger, report: Rep
         report(done.rows, sum(done.failed.values()))
 
     left = ledger.left(plan.units)
-    with _interruptible(lambda: output.write(STOP, b"")) as stop:
+    with _interruptible(ledger.ask_to_stop) as stop:
         if left:
             _engine(options)(task, left, on_done, stop)
     counts = summary(ledger.done.values())
