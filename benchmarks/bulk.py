@@ -8,8 +8,8 @@ rows, so loading models and starting Ray are left out; the CPU is that of all it
 worker has one core and one thread to compute on, except in "2 cores".
 
 The leading thread is the event loop of "engine" and "local 1", else the one that hands parts out. With --device the
-network is a simulated device of 40 pictures a second for each worker: so it shows what workers lose to one another where the CPU
-is not what they wait for.
+network is a simulated device of 40 pictures a second for each worker: so it shows what workers lose to one another when
+the CPU is not what they wait for.
 """
 
 from __future__ import annotations

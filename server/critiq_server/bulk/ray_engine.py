@@ -96,7 +96,7 @@ def _answers(task: Task, units: Sequence[Unit], workers: int, cpus: float, gpus:
     """A data set of what becomes of units, computed while it is read, in the order in which they are done."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel("ERROR")  # after the import, which sets it
+    logging.getLogger("ray.data").setLevel("CRITICAL")  # after the import, which sets it; errors are raised too
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
