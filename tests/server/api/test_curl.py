@@ -46,6 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerPro
         "jobs.path": str(folder / "jobs.db"),
         "models.allow_changes": True,
         "drift.allow_changes": True,
+        "telemetry.profiling": True,
     }
     arguments = [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
     with server_process(arguments, folder / "log") as process:
