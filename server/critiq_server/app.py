@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from critiq_server.api.access import METRICS, SCORE, Guarded, Scopes
 from critiq_server.api.compat.faces import listeners
 from critiq_server.api.grpc_api import GrpcFace
-from critiq_server.api.hosts import LOCAL, KnownHosts
+from critiq_server.api.hosts import named
 from critiq_server.api.metrics import metrics_app
 from critiq_server.api.rest import rest_app
 from critiq_server.api.tracing import TracedHttp
@@ -238,9 +238,7 @@ class App:
 
     def _face(self, app: ASGIApp, port: str) -> HttpFace:
         host = self.settings.compat.host if port == "compat" else self.settings.server.host
-        names = self.settings.server.allowed_hosts or (LOCAL if host in LOOPBACK and self._guard is None else ())
-        if names:
-            app = KnownHosts(app, names)
+        app = named(app, self.settings.server, host, asks=self._guard is not None)
         dropped = self.metrics.connections_dropped
         return HttpFace(
             app, self.settings.limits, self._certificates, lambda reason: dropped.labels(port, reason).inc()

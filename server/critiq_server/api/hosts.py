@@ -14,9 +14,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from critiq.errors import PermissionDenied
 from critiq_server.api.answers import refusal
+from critiq_server.settings import LOOPBACK, ServerSettings
 from critiq_server.wording import quoted
 
-LOCAL = ("localhost", "*.localhost")
+_LOCAL = ("localhost", "*.localhost")
+
+
+def named(app: ASGIApp, settings: ServerSettings, host: str, *, asks: bool) -> ASGIApp:
+    """``app`` as it may be called at the address ``host``.
+
+    Args:
+        asks: whether callers need a key or the like, which no website has.
+    """
+    names = settings.allowed_hosts or (_LOCAL if host in LOOPBACK and not asks else ())
+    return KnownHosts(app, names) if names else app
 
 
 class KnownHosts:

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from starlette.types import ASGIApp
 
 from critiq_server.api.access import METRICS, Guarded
+from critiq_server.api.hosts import named
 from critiq_server.api.metrics import metrics_app
 from critiq_server.listening import HttpFace, StartError, open_socket
 from critiq_server.processes.group import VARIABLE, Member
@@ -152,10 +153,11 @@ class Supervisor:
         )
         app: ASGIApp = metrics_app(registry)
         guard = await open_guard(self._settings.security)
-        if guard is None:
-            return app
-        self._watching.append(asyncio.create_task(guard.watch()))
-        return Guarded(app, guard, METRICS)
+        if guard is not None:
+            self._watching.append(asyncio.create_task(guard.watch()))
+            app = Guarded(app, guard, METRICS)
+        server = self._settings.server
+        return named(app, server, server.host, asks=guard is not None)
 
     async def _start_all(self) -> None:
         """Raises ``StartError`` if one of them ends before it is ready; it has said why."""
