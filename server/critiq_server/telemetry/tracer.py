@@ -75,7 +75,7 @@ class OtlpTracer:
         return self._current(self._tracer.start_span(name, kind=kind, attributes=dict(attributes)))
 
     def linked(self, name: str, link: str, attributes: Attributes) -> AbstractContextManager[None]:
-        asked = trace.get_current_span(propagate.extract({"traceparent": link})).get_span_context()
+        asked = trace.get_current_span(propagate.extract({"traceparent": link}, context.Context())).get_span_context()
         links = [Link(asked)] if asked.is_valid else []
         # Sampled as the call that asked for it, so that what is linked is there.
         tracer = self._always if asked.is_valid and asked.trace_flags.sampled else self._tracer
@@ -120,7 +120,8 @@ class OtlpTracer:
 
     def call(self, name: str, carrier: Mapping[str, str], attributes: Attributes) -> Span:
         """Begins the span of a call from outside and makes it the current task's; ends with :meth:`answered`."""
-        found = propagate.extract(carrier)
+        # Not in the current context: of requests that come together, one is taken up in the context of the one before.
+        found = propagate.extract(carrier, context.Context())
         links = []
         if not self.settings.follow_callers:
             asked = trace.get_current_span(found).get_span_context()

@@ -89,6 +89,21 @@ async def test_a_call_is_traced_from_its_caller_to_each_stage(tmp_path: Path, co
     assert PROMPT not in str(collector.spans)
 
 
+async def test_requests_of_one_connection_are_traces_of_their_own(tmp_path: Path, collector: Collector) -> None:
+    write_bundle(tmp_path)
+    async with traced(tmp_path, collector) as (app, _, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", app.rest_port)
+        asked = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        writer.write(asked * 3)  # the second before the first is answered
+        answered = b""
+        while answered.count(b"x-trace-id") < 3:
+            answered += await asyncio.wait_for(reader.read(2**16), 20)
+        writer.close()
+    calls = collector.named("GET /v1/models")
+    assert [call.parent for call in calls] == ["", "", ""]
+    assert len({call.trace for call in calls}) == 3
+
+
 async def test_grpc_calls_errors_and_what_was_stored(tmp_path: Path, collector: Collector) -> None:
     write_bundle(tmp_path)
     sections = {"features": {"disk": {"path": tmp_path / "features"}, "also": ["tiny/image_encoder"]}}
