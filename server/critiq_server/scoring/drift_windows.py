@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -69,17 +70,36 @@ class Sketch:
     def load(cls, dumped: dict[str, Any]) -> Sketch:
         """Raises ``ValueError`` for what is no sketch."""
         try:
-            kll = kll_floats_sketch.deserialize(base64.b64decode(dumped["kll"], validate=True))
+            data = base64.b64decode(dumped["kll"], validate=True)
+            _check_levels(data)
+            kll = kll_floats_sketch.deserialize(data)
             # What reads like a sketch may still contradict itself, which only its use tells.
             twin = kll_floats_sketch(kll.k)
             twin.merge(kll)
             if twin.n:
                 twin.get_cdf(np.zeros(1, np.float32))
-        except (RuntimeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (RuntimeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
             raise ValueError(f"this is no KLL sketch: {error}") from error
         sketch = cls()
         sketch._kll = kll
         return sketch
+
+
+def _check_levels(data: bytes) -> None:
+    """Raises ``ValueError`` if a serialised sketch's levels contradict its values: the library would read beyond them.
+
+    The format is that of Apache DataSketches: flags at byte 3, the count at 8, the number of levels at 18, then where
+    each level begins, the extremes, and the values, 4 bytes each. A value of level h stands for 2**h.
+    """
+    if len(data) < 8 or data[3] & 0b101:  # cut short, empty, or a single value: there are no levels
+        return
+    count, levels = struct.unpack_from("<Q2xB", data, 8)
+    starts = struct.unpack_from(f"<{levels}I", data, 20)
+    values = (len(data) - 20 - 4 * levels - 8) // 4
+    ends = [*starts[1:], starts[0] + values] if starts else []
+    sizes = [end - start for start, end in zip(starts, ends, strict=True)]
+    if levels > 60 or min(sizes, default=-1) < 0 or sum(size << h for h, size in enumerate(sizes)) != count:
+        raise ValueError("its levels do not add up")
 
 
 class Moments:
