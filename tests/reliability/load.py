@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 
 from critiq.v1 import scoring_pb2
+from tests.reliability.connections import Connections
 from tests.support import requests
 from tests.support.faces import PROTOBUF, http_refusal, refusal_of
 from tests.support.servers import ServerProcess
@@ -24,7 +25,7 @@ FULL = os.environ.get("CRITIQ_RELIABILITY") == "full"
 """Whether tests run in their full form: a minute of load and more, for the figures in docs/reliability.md."""
 
 SCORE = "/critiq.v1.Scoring/Score"
-LOST = (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+LOST = (OSError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,12 @@ class Callers:
         self, channel: grpc.aio.Channel, http: httpx.AsyncClient, value: Callable[[float], float], key: str
     ) -> None:
         self.channel, self.http, self._value = channel, http, value
+        sent = f"content-type: {PROTOBUF}\r\n" + (f"x-api-key: {key}\r\n" if key else "")
+        self._posts = Connections(http.base_url.host, http.base_url.port or 80, sent)
         self._metadata = [("x-api-key", key)] if key else None
+
+    def close(self) -> None:
+        self._posts.close()
 
     async def over_grpc(self, number: int) -> Outcome:
         return await self.level(number % 200, _size(number))
@@ -67,11 +73,10 @@ class Callers:
         at, hint = time.monotonic(), None
         try:
             if rest:
-                answer = await self.http.post("/v1/score", content=body, headers={"content-type": PROTOBUF})
-                if answer.status_code != 200:
-                    refusal = http_refusal(answer)
+                status, headers, data = await self._posts.post("/v1/score", body)
+                if status != 200:
+                    refusal = http_refusal(httpx.Response(status, headers=headers, content=data))
                     return Outcome(refusal.code, at, time.monotonic() - at, refusal.retry_after_ms)
-                data = answer.content
             else:
                 data = await self.channel.unary_unary(SCORE)(body, timeout=60, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
@@ -104,7 +109,11 @@ async def callers(server: ServerProcess, value: Callable[[float], float], *, key
             headers={"x-api-key": key} if key else {},
         ) as http,
     ):
-        yield Callers(channel, http, value, key)
+        asked = Callers(channel, http, value, key)
+        try:
+            yield asked
+        finally:
+            asked.close()
 
 
 async def open_loop(ask: Ask, rate: float, seconds: float, first: int = 0) -> list[Outcome]:

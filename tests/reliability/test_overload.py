@@ -14,7 +14,7 @@ from tests.support.servers import server_process
 
 pytestmark = pytest.mark.reliability
 
-BATCH_SECONDS, BATCH, LIMIT = 0.2, 8, 32
+BATCH_SECONDS, BATCH, LIMIT = 0.4, 8, 32
 """The stage sleeps while it computes: what is measured is the server, whatever else the machine's cores do."""
 SECONDS = 60 if FULL else 4
 
