@@ -52,7 +52,7 @@ async def test_redis_killed_frozen_and_restarted_under_load(tmp_path: Path) -> N
                         phases[name] = [entry for entry in outcomes if entry.at >= started]
                 assert codes(outcomes).keys() == {"OK"}, codes(outcomes)
                 slowest = {name: max(entry.seconds for entry in done) for name, done in phases.items()}
-                assert all(slowest[name] < 3 for name in slowest), slowest
+                assert all(slowest[name] < 10 for name in slowest), slowest  # seconds, where a hang would be a minute
                 assert await found(asked, server) > 0
             assert await asyncio.to_thread(server.terminate) == 0
     log = (tmp_path / "log").read_text()

@@ -167,7 +167,7 @@ async def test_a_runtime_that_stalls_is_given_up_and_comes_back(tmp_path: Path, 
                 assert await ready(asked) == (DOWN if action == "unready" else UP)
                 refused = await asked.over_grpc(10**6)
                 assert refused.code == "UNAVAILABLE"
-                assert refused.seconds < 0.5, "refused at once, not after the limit"
+                assert refused.seconds < 0.8 * limit, "refused at once, not after the limit"
                 during = threads()
                 mode.write_text("")
                 released = time.monotonic()
