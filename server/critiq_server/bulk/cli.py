@@ -109,7 +109,7 @@ def _told(outcome: Outcome, output: str) -> int:
         return exits.INTERRUPTED
     failed = sum(outcome.failed.values())
     codes = ", ".join(f"{code} {count:,}" for code, count in outcome.failed.items())
-    when = " before" if outcome.before else f" in {outcome.seconds:,.1f} s"
+    when = ", done before" if outcome.before else f" in {outcome.seconds:,.1f} s"
     why = f" ({codes})" if codes else ""
     _say(f"{outcome.rows - failed:,} rows scored, {failed:,} failed{why}{when}; {output}")
     return exits.SOME_FAILED if failed else 0
