@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -50,6 +51,8 @@ def plan_input(uri: str, columns: Columns, rows_per_part: int, metadata: str = "
     else:
         shards = sorted(join(root.uri, entry.path) for entry in used)
         units = list(_shard_units(kind, shards, columns, rows_per_part))
+    if not units:
+        raise BulkError(f"{uri} has nothing to score: there are no rows in it")
     numbered = [replace(unit, number=number) for number, unit in enumerate(units)]
     listed = sorted([entry.path, entry.size, entry.stamp] for entry in used)
     extra = _stamp_of(metadata) if metadata else []
@@ -104,18 +107,26 @@ def _picture_units(
     known = {entry.path for entry in entries}
     table = metadata or next((join(root.uri, name) for name in METADATA if name in known), "")
     prompts = read_metadata(table) if table else {}
+    # Of all pictures: what a prompt belongs to does not change with the pattern.
+    names = Counter(_base(entry.path) for entry in entries if _kind(entry.path) == "pictures")
     for first, count in ranges(len(pictures), at_most):
-        described = tuple(_with_prompt(path, prompts, known) for path in pictures[first : first + count])
+        described = tuple(_with_prompt(path, prompts, known, names) for path in pictures[first : first + count])
         yield Unit(0, root.uri, "pictures", first, count, pictures=described)
 
 
-def _with_prompt(path: str, prompts: dict[str, str], known: set[str]) -> tuple[str, str, str]:
-    prompt = prompts.get(path, prompts.get(path.rpartition("/")[2], ""))
-    if prompt:
+def _with_prompt(path: str, prompts: dict[str, str], known: set[str], names: Mapping[str, int]) -> tuple[str, str, str]:
+    """As in ``Unit.pictures``. ``names``: how many pictures have a name, whatever their folder."""
+    if prompt := prompts.get(path, ""):
         return path, prompt, ""
     stem = path[: len(path) - len(_suffix(path))]
     beside = (f"{stem}.txt", f"{path}.txt", f"{stem}.json", f"{path}.json")
-    return path, "", next((name for name in beside if name in known), "")
+    if sidecar := next((name for name in beside if name in known), ""):
+        return path, "", sidecar
+    return path, prompts.get(_base(path), "") if names[_base(path)] == 1 else "", ""
+
+
+def _base(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _name(uri: str) -> str:
@@ -123,7 +134,7 @@ def _name(uri: str) -> str:
 
 
 def _suffix(path: str) -> str:
-    name = path.rpartition("/")[2]
+    name = _base(path)
     return name[name.rfind(".") :] if "." in name[1:] else ""
 
 

@@ -56,7 +56,7 @@ def cut(shard: str, image: str, prompt: str, id_: str, at_most: int) -> list[Uni
 
 
 def read(unit: Unit, image: str, prompt: str, id_: str, limits: ImageLimits) -> Iterator[Row | PendingRow]:
-    """The rows of a unit, in order; a damaged file gives rows with errors from there on."""
+    """The rows of a unit, in order; a file that is damaged, or now too short, gives errors from there on."""
     position, last = unit.first, unit.first + unit.rows
     base = place(unit.shard.rpartition("/")[0] or ".")
     tried_at = -1
@@ -65,16 +65,17 @@ def read(unit: Unit, image: str, prompt: str, id_: str, limits: ImageLimits) -> 
             for record in _records(unit.shard, position, last, image, prompt, id_):
                 yield _row(position, unit, record, base, limits)
                 position += 1
+            problem = "the file has fewer rows than when the run began"
         except (pyarrow.ArrowException, OSError, MissingColumn) as error:
             # A damaged page is an OSError too, as is a read that would succeed a moment later.
             if isinstance(error, OSError) and tried_at != position:
                 tried_at = position
                 _probe(unit.shard)
                 continue
-            problem = InvalidArgument(f"the Parquet file cannot be read: {error}", field=FIELD)
-            for left in range(position, last):
-                yield Row(left, _name(unit, left), problem)
-            return
+            problem = f"the Parquet file cannot be read: {error}"
+        for left in range(position, last):
+            yield Row(left, _name(unit, left), InvalidArgument(problem, field=FIELD))
+        return
 
 
 class MissingColumn(BulkError):

@@ -59,6 +59,8 @@ def cut(shard: str, at_most: int) -> list[Unit]:
                 rows += 1
         except _Damaged:  # one row more, which says so, in the last unit
             starts, rows = starts or [0], rows + 1
+    if not starts:  # an empty archive, or only folders and hidden files
+        return []
     ends = [*(number * at_most for number in range(1, len(starts))), rows]
     return [
         Unit(0, shard, "tar", number * at_most, end - number * at_most, offset=start)

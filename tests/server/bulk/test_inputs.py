@@ -59,6 +59,25 @@ def test_a_folder_with_a_table_of_prompts(tmp_path: Path, name: str) -> None:
     assert [row.prompt for row in rows(planned(folder))] == [entry.prompt for entry in ENTRIES]
 
 
+def test_a_bare_name_in_the_table_stands_for_one_picture_and_after_the_file_beside_it(tmp_path: Path) -> None:
+    for name in ("1.png", "x/1.png", "x/2.png", "x/3.png", "y/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"picture")
+    (tmp_path / "x/1.txt").write_text("beside x/1")
+    (tmp_path / "x/2.txt").write_text("beside x/2")
+    (tmp_path / "metadata.csv").write_text("file_name,prompt\n1.png,of 1\n2.png,of 2\n3.png,of 3\n")
+    prompts = {row.id: row.prompt for row in rows(planned(tmp_path))}
+    assert prompts == {
+        "1.png": "of 1",
+        "x/1.png": "beside x/1",
+        "x/2.png": "beside x/2",
+        "x/3.png": "of 3",
+        "y/1.png": "",
+    }
+    table = str(tmp_path / "metadata.csv")
+    assert [row.prompt for row in rows(planned(f"{tmp_path}/y*/*.png", prompts=table))] == [""], "of 1.png, elsewhere"
+
+
 def test_a_pattern_of_pictures_finds_their_prompts(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in", ENTRIES)
     plan = planned(f"{folder}/000[1-3].png")
@@ -149,6 +168,16 @@ def test_members_of_tar_samples_by_name(tmp_path: Path) -> None:
     assert rows(planned(path), Columns("cond.png", "words"))[0].image == b"condition"
 
 
+def test_a_tar_file_without_samples_has_no_rows(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [])
+    write_tar(tmp_path / "b.tar", ENTRIES)
+    with tarfile.open(tmp_path / "c.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo(".hidden"))
+    assert told(rows(planned(tmp_path))) == EXPECTED
+    with pytest.raises(BulkError, match="has nothing to score: there are no rows in it"):
+        planned(tmp_path / "a.tar")
+
+
 @pytest.mark.parametrize(("suffix", "share"), [(".tar", 1 / 3), (".tar", 0.4), (".tar.gz", 0.7)])
 def test_a_damaged_tar_file_gives_what_can_be_read_and_says_so(tmp_path: Path, suffix: str, share: float) -> None:
     path = write_tar(tmp_path / f"in{suffix}", ENTRIES)
@@ -182,6 +211,17 @@ def test_a_table_that_is_none_is_one_row_that_says_so(tmp_path: Path) -> None:
     assert told(found[:10]) == EXPECTED
     assert (found[10].id, len(found)) == ("b.parquet", 11)
     assert "the Parquet file cannot be read" in str(found[10].image)
+
+
+@pytest.mark.parametrize("left", [6, 0])
+def test_a_table_that_got_shorter_still_has_the_rows_that_were_planned(tmp_path: Path, left: int) -> None:
+    path = write_table(tmp_path / "in.parquet", ENTRIES)
+    plan = planned(path)
+    write_table(path, ENTRIES[:left])
+    found = rows(plan)
+    assert told(found[:left]) == EXPECTED[:left]
+    assert [row.position for row in found] == list(range(10))
+    assert all("fewer rows than when the run began" in str(row.image) for row in found[left:])
 
 
 def test_a_table_damaged_inside_still_has_all_its_rows(tmp_path: Path) -> None:
