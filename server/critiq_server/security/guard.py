@@ -56,7 +56,8 @@ class Guard:
         self._tokens = _tokens(settings)
         self._allowances: dict[str, Allowance] = {}
         self._bearers: OrderedDict[str, Allowance] = OrderedDict()
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: tuple[int, ...] = ()
+        self._failed: tuple[int, ...] | None = None
         self._refused, self._logged_at = 0, float("-inf")
         self._read()
 
@@ -157,19 +158,24 @@ class Guard:
 
     def look(self) -> None:
         """Reads the file again if it has changed."""
-        if self._stamp == self._stamp_now():
+        stamp = self._stamp_now()
+        if stamp == self._stamp:
             return
         try:
             self._read()
             logger.info("keys read again", keys=len(self._keys), file=str(self._path))
         except KeysError as error:
-            logger.error("the changed file of keys is not used; the keys from before stay", why=str(error))
+            # Tried at each look, as the fault may be a passing one and the file withdraw keys; said once.
+            if stamp != self._failed:
+                logger.error("the changed file of keys is not used; the keys from before stay", why=str(error))
+            self._failed = stamp
 
     def _read(self) -> None:
         if self._path is None:
             return
-        self._stamp = self._stamp_now()
+        stamp = self._stamp_now()
         self._keys = read_keys(self._path)
+        self._stamp, self._failed = stamp, None
         before, self._allowances = self._allowances, {}
         for key in self._keys:
             known = before.get(key.handle)
@@ -179,14 +185,15 @@ class Guard:
                 known.change(key)
             self._allowances[key.handle] = known
 
-    def _stamp_now(self) -> tuple[int, int, int] | None:
+    def _stamp_now(self) -> tuple[int, ...]:
+        """Empty if the file is gone."""
         if self._path is None:
-            return None
+            return ()
         try:
             found = self._path.stat()
         except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+            return ()
+        return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
     def _note(self, what: str, why: str, name: str) -> None:
         """A line of the log, but one in so many seconds: strangers must not fill the disk."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import stat
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
 from critiq.errors import TooBusy
 from critiq_server.security import keys_cli
@@ -196,6 +198,43 @@ def test_a_changed_file_is_taken_up_and_a_broken_one_is_not(tmp_path: Path) -> N
     guard.look()
     with pytest.raises(Exception, match="not known here"):
         guard.admit(text, {"score"}, "call")
+
+
+def test_a_read_that_fails_once_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a key that was withdrawn would stay valid until the file changes once more."""
+    path = tmp_path / "keys.yaml"
+    (kept, first), (withdrawn, second) = new_key("kept", ["score"]), new_key("withdrawn", ["score"])
+    write(path, first, second)
+    guard = Guard(SecuritySettings(keys_file=path), path)
+    write(path, first)
+    with monkeypatch.context() as patch, capture_logs() as lines:
+        patch.setattr(Path, "read_bytes", no_files_left)
+        for _ in range(3):
+            guard.look()
+    assert [line["log_level"] for line in lines] == ["error"], "said once"
+    guard.admit(withdrawn, {"score"}, "call")
+
+    guard.look()
+    guard.admit(kept, {"score"}, "call")
+    with pytest.raises(Exception, match="not known here"):
+        guard.admit(withdrawn, {"score"}, "call")
+
+
+def test_a_change_of_rights_is_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    write(path, new_key("a", ["score"])[1])
+    guard = Guard(SecuritySettings(keys_file=path), path)
+    before = path.stat().st_ctime_ns
+    while path.stat().st_ctime_ns == before:  # file systems' clocks tick every few milliseconds
+        path.chmod(0o640)
+    with capture_logs() as lines:
+        guard.look()
+        guard.look()
+    assert [line["event"] for line in lines] == ["keys read again"]
+
+
+def no_files_left(path: Path) -> bytes:
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 def write(path: Path, *keys: Key) -> None:
