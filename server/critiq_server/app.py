@@ -208,7 +208,7 @@ class App:
             self._metrics_socket = open_socket(server.host, server.metrics_port, "--metrics-port")
             self.metrics_port = self._metrics_socket.getsockname()[1]
         else:
-            private = private_app(self.service.registry, self.metrics.registry, self._is_ready)
+            private = private_app(self.service.registry, self.service.routing, self.metrics.registry, self._is_ready)
             self._metrics = HttpFace(private, self.settings.limits)
             self._metrics_socket = member.listen()
         host = self.settings.compat.host

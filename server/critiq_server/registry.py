@@ -163,12 +163,14 @@ class Registry:
             raise InvalidArgument(
                 f"{name!r} is the default model; set another default before unloading its last version", field="name"
             )
-        for entry in serving:
+        closing = []
+        for entry in serving:  # in one step: what was checked above holds for each of them
             tenure, entry.tenure, entry.state = entry.tenure, None, "available"
             if tenure is not None:
                 self.on_change(name, entry.bundle.manifest.version, False)
-                # A task of its own: it ends although the caller may leave.
-                await asyncio.shield(self._retire(tenure))
+                closing.append(self._retire(tenure))
+        # Tasks of their own: they end although the caller may leave.
+        await asyncio.shield(asyncio.gather(*closing))
 
     def route(self, name: str = "", version: str = "", key: Callable[[], bytes] = lambda: key_of(())) -> Route:
         """What a request gets that calls its model ``name``: what an alias says, else that model.

@@ -292,6 +292,7 @@ class Service:
         """Loads a version; raises ``PermissionDenied`` where the settings do not allow it."""
         with audited("load", model=name, version=version):
             self._check_changes_allowed(name)
+            await self.routing.catch_up()
             loaded = await self.registry.load(name, version)
             await self.tell("load", name=name, version=loaded.version)
             return loaded
@@ -300,6 +301,7 @@ class Service:
         """Unloads a version, or all of a model's."""
         with audited("unload", model=name, version=version):
             self._check_changes_allowed(name)
+            await self.routing.catch_up()  # another process may have moved an alias a moment ago
             await self.registry.unload(name, version)
             await self.tell("unload", name=name, version=version)
 

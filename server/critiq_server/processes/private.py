@@ -13,10 +13,13 @@ from starlette.routing import Mount, Route
 from critiq.errors import CritiqError
 from critiq_server.api.metrics import metrics_app
 from critiq_server.registry import Registry
+from critiq_server.routing.operations import Routing
 from critiq_server.telemetry.faults import internal
 
 
-def private_app(registry: Registry, metrics: CollectorRegistry, is_ready: Callable[[], bool]) -> Starlette:
+def private_app(
+    registry: Registry, routing: Routing, metrics: CollectorRegistry, is_ready: Callable[[], bool]
+) -> Starlette:
     """``GET /metrics``, ``/ready`` and ``/loaded``; ``POST /load`` and ``/unload`` with a name and a version."""
 
     async def ready(request: Request) -> Response:
@@ -27,10 +30,12 @@ def private_app(registry: Registry, metrics: CollectorRegistry, is_ready: Callab
 
     async def load(request: Request) -> Response:
         asked = await request.json()
+        await routing.catch_up()
         return await _done(registry.load(asked["name"], asked["version"]), "loading for another process")
 
     async def unload(request: Request) -> Response:
         asked = await request.json()
+        await routing.catch_up()  # the other process may have moved an alias a moment ago
         return await _done(registry.unload(asked["name"], asked["version"]), "unloading for another process")
 
     return Starlette(

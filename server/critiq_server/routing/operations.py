@@ -190,11 +190,17 @@ class Routing:
         """Takes over what other processes write into the file, for ever."""
         while self._state is not None:
             await asyncio.sleep(LOOK_SECONDS)
-            try:
-                async with self._changing:
-                    await self._catch_up()
-            except Exception as error:
-                internal("watching the file of aliases", error)
+            await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Takes over what other processes have written into the file by now. What goes wrong is in the log."""
+        if self._state is None:
+            return
+        try:
+            async with self._changing:
+                await self._catch_up()
+        except Exception as error:
+            internal("watching the file of aliases", error)
 
     async def _change(
         self,
@@ -271,7 +277,14 @@ class Routing:
             return
         self._stamp = stamp  # what cannot be used is not tried again until the file changes
         try:
-            self._kept = await asyncio.to_thread(self._state.read)
+            await self._take_over(self._state)
+        except asyncio.CancelledError:  # the caller has gone; who comes next takes over the rest
+            self._stamp = None
+            raise
+
+    async def _take_over(self, state: StateFile) -> None:
+        try:
+            self._kept = await asyncio.to_thread(state.read)
         except StateError as error:
             logger.error("the changed file of aliases is not used; those from before stay", why=str(error))
             return

@@ -244,6 +244,20 @@ async def test_a_target_that_is_unloaded_while_the_change_is_written_is_loaded_a
     assert await version(app) == "2"
 
 
+async def test_no_alias_moves_to_a_version_that_goes_with_the_others_of_its_model(app: App, tmp_path: Path) -> None:
+    for number in ("1", "2"):
+        write_bundle(tmp_path / "bundles", "other", number)
+        await app.service.load("other", number)
+    registry = app.service.registry
+    with registry.lease("other", "1"):
+        unloading = asyncio.ensure_future(app.service.unload("other"))
+        await until(lambda: not registry.serves("other", "1"))
+        await app.service.routing.set("canary", [(AliasTarget("other", "2"), True)])
+    await unloading
+    with registry.lease("canary") as served:
+        assert served.model.manifest.version == "2"
+
+
 async def test_a_broken_target_changes_nothing(app: App, tmp_path: Path) -> None:
     (tmp_path / "bundles" / "tiny" / "3" / "head.onnx").write_bytes(b"something else")
     with pytest.raises(FailedPrecondition, match="was refused"):

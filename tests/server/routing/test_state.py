@@ -6,11 +6,14 @@ import asyncio
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 
 from critiq.aliases import Alias, AliasRoute, AliasTarget
 from critiq.errors import FailedPrecondition, Unavailable
+from critiq.types import Model
 from critiq_server.app import App, StartError
+from critiq_server.processes.private import private_app
 from critiq_server.routing import operations
 from critiq_server.routing.state import StateError, StateFile
 from critiq_server.settings import Settings
@@ -66,6 +69,49 @@ async def test_another_process_takes_a_change_over_and_neither_loses_one(
             await until(lambda app=app: len(app.service.routing.list()) == 4)  # type: ignore[misc]
         await other.service.routing.remove("first")
         await until(lambda: len(one.service.routing.list()) == 3)
+
+
+async def test_who_moves_an_alias_may_unload_the_old_version_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "LOOK_SECONDS", 3600.0)
+    async with running(settings) as one, running(settings) as other:
+        for name in ("default", "canary"):
+            await point(one, name, "2")
+        private = private_app(other.service.registry, other.service.routing, other.metrics.registry, lambda: True)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(private), base_url="http://other") as http:
+            answer = await http.post("/unload", json={"name": "tiny", "version": "1"})
+            assert (answer.status_code, answer.text) == (200, ""), "told by the process that moved it"
+            assert (await http.get("/loaded")).json() == ["tiny:2"]
+            await point(one, "default", "1")
+            await point(one, "canary", "1")
+            with pytest.raises(FailedPrecondition, match="stays loaded"):
+                await other.service.unload("tiny", "1")
+            await other.service.unload("tiny", "2")
+            assert (await http.get("/loaded")).json() == ["tiny:1"], "asked by a caller itself"
+
+
+async def test_a_caller_that_leaves_while_a_change_is_taken_over_does_not_lose_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "LOOK_SECONDS", 3600.0)
+    async with running(settings) as one, running(settings) as other:
+        await point(one, "default", "2")
+        reached, load = asyncio.Event(), other.service.registry.load
+
+        async def loads_for_long(name: str, version: str = "") -> Model:
+            reached.set()
+            await asyncio.Event().wait()
+            return await load(name, version)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(other.service.registry, "load", loads_for_long)
+            unloading = asyncio.ensure_future(other.service.unload("tiny", "1"))
+            await reached.wait()
+            unloading.cancel()
+            await asyncio.gather(unloading, return_exceptions=True)
+        await other.service.routing.catch_up()
+        assert other.service.model().version == "2"
 
 
 async def test_a_change_that_another_process_made_in_this_moment_is_not_overwritten(settings: Settings) -> None:
