@@ -7,9 +7,7 @@ request: twice a second all connections of a port are looked through.
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
@@ -26,41 +24,24 @@ _QUIET_SECONDS = 10.0
 
 
 class Doors:
-    """The connections of one port.
+    """The connections of one port, over TLS from before the handshake.
 
     Args:
-        on_drop: is told why a connection was refused or cut: handshakes, full, address, headers, body, answer.
+        on_drop: is told why a connection was refused or cut: full, address, handshakes, headers, body, answer.
     """
 
     def __init__(self, limits: ConnectionLimits, on_drop: Callable[[str], None]) -> None:
         self.limits = limits
         self._on_drop = on_drop
-        self._open: set[Connection] = set()
+        self._open: dict[Connection, str] = {}
         self._addresses: Counter[str] = Counter()
-        self._handshakes: weakref.WeakKeyDictionary[ssl.SSLObject, float] = weakref.WeakKeyDictionary()
         self._dropped, self._logged_at = 0, float("-inf")
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def knock(self, begin: Callable[[], ssl.SSLObject]) -> ssl.SSLObject:
-        """A handshake that begins; raises ``ssl.SSLError``, which ends the connection, if there is no room for it."""
-        if len(self._open) + len(self._handshakes) >= self.limits.connections:
-            # Those that failed may still be there, until Python finds nobody has them.
-            over = time.monotonic() - self.limits.header_seconds
-            for old in [handshake for handshake, since in self._handshakes.items() if since < over]:
-                del self._handshakes[old]
-            if len(self._open) + len(self._handshakes) >= self.limits.connections:
-                self.drop("handshakes")
-                raise ssl.SSLError("too many connections")
-        handshake = begin()
-        self._handshakes[handshake] = time.monotonic()
-        return handshake
-
-    def enter(self, connection: Connection, address: str, handshake: ssl.SSLObject | None) -> tuple[int, str] | None:
+    def enter(self, connection: Connection, address: str) -> tuple[int, str] | None:
         """Notes a connection; if there is no room for it, returns the status to refuse it with, and the reason."""
-        if handshake is not None:
-            self._handshakes.pop(handshake, None)
         per_address = self.limits.connections_per_address
         refusal = None
         if len(self._open) >= self.limits.connections:
@@ -70,13 +51,13 @@ class Doors:
             self.drop("address")
             refusal = 429, f"Your address has {per_address} connections, which is the limit; close one first."
         else:
-            self._open.add(connection)
+            self._open[connection] = address
             self._addresses[address] += 1
         return refusal
 
-    def leave(self, connection: Connection, address: str) -> None:
-        if connection in self._open:
-            self._open.discard(connection)
+    def leave(self, connection: Connection) -> None:
+        address = self._open.pop(connection, None)
+        if address is not None:
             self._addresses[address] -= 1
             if not self._addresses[address]:
                 del self._addresses[address]
@@ -115,22 +96,21 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments)
         self._doors = doors
         self._since = self._left_since = time.monotonic()
-        self._address = ""
         self._certificate: tuple[str, ...] = ()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._since = time.monotonic()
-        self._address = self.client[0] if self.client else ""
         handshake = transport.get_extra_info("ssl_object")
-        if handshake is not None:
+        if handshake is not None:  # it entered before
             self._certificate = names(handshake.getpeercert() or {})
-        refusal = self._doors.enter(self, self._address, handshake)
+            return
+        refusal = self._doors.enter(self, self.client[0] if self.client else "")
         if refusal is not None:
             self._refuse(*refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._doors.leave(self, self._address)
+        self._doors.leave(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -171,6 +151,8 @@ class Connection(HttpToolsProtocol):
 
     def look(self, now: float) -> None:
         """Ends the connection if the client has taken too long."""
+        if self.transport is None:  # handshakes have a limit of their own
+            return
         if self._reads_too_slowly(now):
             self._doors.drop("answer")
             self.transport.abort()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
+import structlog
 import uvicorn
 
 from critiq_server.connections import Connection, Doors
 from critiq_server.security.settings import ConnectionLimits
 from critiq_server.security.tls import Certificates
+
+logger = structlog.get_logger("critiq")
 
 _LOOK_EVERY = 5
 """uvicorn's ticks, of a tenth of a second, between looks at what clients owe."""
@@ -36,7 +38,7 @@ class HttpFace(uvicorn.Server):
     ) -> None:
         self.doors = Doors(limits, on_drop)
         self._limits = limits
-        self._tls = None if certificates is None else _Tls(certificates, self.doors)
+        self._certificates = certificates
         super().__init__(
             uvicorn.Config(
                 app,
@@ -51,19 +53,20 @@ class HttpFace(uvicorn.Server):
         )
 
     async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:
-        """uvicorn's for given sockets, with a time limit on handshakes, which it has no setting for."""
+        """uvicorn's for given sockets, with limits on handshakes, which it has no settings for."""
         loop = asyncio.get_running_loop()
 
-        def connect() -> asyncio.Protocol:
+        def connect() -> Connection:
             return Connection(self.config, self.server_state, {}, loop, doors=self.doors)
 
-        limit = None if self._tls is None else self._limits.header_seconds
-        self.servers = [
-            await loop.create_server(
-                connect, sock=opened, ssl=self._tls, ssl_handshake_timeout=limit, backlog=self.config.backlog
-            )
-            for opened in sockets or ()
-        ]
+        servers: list[Any] = []
+        for opened in sockets or ():
+            if self._certificates is None:
+                servers.append(await loop.create_server(connect, sock=opened, backlog=self.config.backlog))
+            else:
+                limit = self._limits.header_seconds
+                servers.append(_Reception(opened, connect, self.doors, self._certificates, limit))
+        self.servers = servers
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -76,22 +79,70 @@ class HttpFace(uvicorn.Server):
         yield
 
 
-class _Tls(ssl.SSLContext):
-    """Begins each connection with the certificate that is in use then, so that none is cut when it is exchanged."""
+class _Reception:
+    """Accepts connections and shakes hands, in place of asyncio's server for TLS: that tells whose a connection is when
+    the handshake is done, and says nothing of those that fail.
 
-    _certificates: Certificates
-    _doors: Doors
+    Each connection begins with the certificate that is in use then, so that none is cut when it is exchanged.
+    """
 
-    def __new__(cls, certificates: Certificates, doors: Doors) -> _Tls:
-        made = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
-        made._certificates, made._doors = certificates, doors
-        return made
+    def __init__(
+        self,
+        opened: socket.socket,
+        connect: Callable[[], Connection],
+        doors: Doors,
+        certificates: Certificates,
+        seconds: float,
+    ) -> None:
+        self._socket, self._connect, self._doors = opened, connect, doors
+        self._certificates, self._seconds = certificates, seconds
+        opened.setblocking(False)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._start(self._accept())
 
-    def __init__(self, certificates: Certificates, doors: Doors) -> None:
-        super().__init__()
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
 
-    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
-        return self._doors.knock(lambda: self._certificates.pair.context.wrap_bio(*arguments, **named))
+    async def wait_closed(self) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                came, address = await loop.sock_accept(self._socket)
+            except ConnectionError:  # it left before its turn
+                continue
+            except OSError as error:
+                logger.error("cannot accept connections; trying again in a second", why=str(error))
+                await asyncio.sleep(1)
+                continue
+            connection = self._connect()
+            if self._doors.enter(connection, address[0]) is None:
+                self._start(self._greet(came, connection))
+            else:  # no words: they would cost the handshake
+                came.close()
+            await asyncio.sleep(0)  # the others' turn, however many stand in the queue
+
+    async def _greet(self, came: socket.socket, connection: Connection) -> None:
+        loop, context = asyncio.get_running_loop(), self._certificates.pair.context
+        try:
+            await loop.connect_accepted_socket(
+                lambda: connection, came, ssl=context, ssl_handshake_timeout=self._seconds
+            )
+        except ConnectionAbortedError:  # by us, after that time
+            self._doors.drop("handshakes")
+        except OSError:
+            pass  # a client that left, or that does not agree with us about TLS
+        finally:
+            if connection.transport is None:  # else it leaves when the connection is lost
+                self._doors.leave(connection)
 
 
 class StartError(Exception):

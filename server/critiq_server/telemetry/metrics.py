@@ -232,7 +232,7 @@ class Metrics:
         )
         self.connections_dropped = Counter(
             "critiq_connections_dropped_total",
-            "HTTP connections refused (full, address, handshakes) or cut because the client was slow (headers, body, "
+            "HTTP connections refused (full, address) or cut because the client was slow (handshakes, headers, body, "
             "answer), by port and reason.",
             ["port", "reason"],
             registry=registry,

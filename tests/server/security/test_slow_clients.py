@@ -7,7 +7,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from io import BytesIO
 from pathlib import Path
@@ -15,12 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 from PIL import Image
 
 import critiq
 from critiq_server.app import App
-from critiq_server.connections import Doors
-from critiq_server.security.settings import ConnectionLimits
 from tests.support.bundles import write_bundle
 from tests.support.certificates import Authority
 from tests.support.requests import flat
@@ -116,7 +115,7 @@ async def test_a_connection_that_is_never_used_is_closed_without_a_word(tmp_path
 async def test_an_idle_connection_is_closed_and_one_in_use_is_not(tmp_path: Path) -> None:
     async with serving(tmp_path) as (app, _), Wire.to(app.rest_port) as wire:
         for _ in range(4):
-            wire.writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            wire.writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await wire.reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
             await asyncio.sleep(0.3)  # together longer than any limit
         started = time.monotonic()
@@ -193,18 +192,55 @@ async def test_connections_are_limited(tmp_path: Path) -> None:
         assert (await second.rest()).startswith(b"HTTP/1.1 429 ")
 
 
-def test_handshakes_count_as_connections() -> None:
-    doors = Doors(ConnectionLimits(connections=2), lambda reason: None)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_one_address_cannot_close_a_tls_port(tmp_path: Path, run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    """Handshakes count as connections of their address, from the first packet until the socket is closed."""
 
-    def begin() -> ssl.SSLObject:
-        return context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    async def answered(app: App, context: ssl.SSLContext | None) -> bool:
+        async with httpx.AsyncClient(verify=context or False) as client:
+            return (await client.get(f"https://127.0.0.1:{app.rest_port}/healthz")).status_code == 200
 
-    under_way = [doors.knock(begin) for _ in range(2)]
-    with pytest.raises(ssl.SSLError, match="too many"):
-        doors.knock(begin)
-    del under_way[0]  # it failed
-    doors.knock(begin)
+    async def scenario() -> None:
+        limits = {"header_seconds": 20.0, "connections": 30, "connections_per_address": 2}
+        async with serving(tmp_path, tls=True, **limits) as (app, context):
+            silent = [silent_client(app.rest_port, "127.0.0.2") for _ in range(40)]
+            await until(lambda: dropped(app, "address") == 38)
+            assert len(app._rest.doors) == 2
+            assert await answered(app, context)
+            for client in silent:
+                client.close()
+            await until(lambda: len(app._rest.doors) == 0)
+
+            silent = [silent_client(app.rest_port, f"127.0.0.{number}") for number in range(2, 52)]
+            await until(lambda: dropped(app, "full") == 20)
+            with pytest.raises(httpx.ConnectError):
+                await answered(app, context)
+            for client in silent:
+                client.close()
+            await until(lambda: len(app._rest.doors) == 0)
+            assert await answered(app, context)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_handshake_has_a_time_limit(tmp_path: Path, run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path, tls=True) as (app, _), Wire.to(app.rest_port) as wire:
+            assert await wire.rest() == b""
+            assert dropped(app, "handshakes") == 1
+            assert len(app._rest.doors) == 0
+            async with Wire.to(app.rest_port) as other:
+                other.writer.write(HEADERS)  # no TLS
+                await other.rest()
+            assert dropped(app, "handshakes") == 1
+            assert len(app._rest.doors) == 0
+
+    run(scenario())
+
+
+def silent_client(port: int, address: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), source_address=(address, 0))
 
 
 async def test_grpc_metadata_is_limited_and_handshakes_end(tmp_path: Path) -> None:
