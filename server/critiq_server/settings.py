@@ -44,7 +44,7 @@ class ServerSettings(_Section):
     rest_port: int = Field(8000, ge=0, le=65535, description="REST. 0: any free port.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC. 0: any free port.")
     grpc_socket: Path | None = Field(
-        None, description="Unix socket that answers gRPC too, for programs on the same machine. Empty: none."
+        None, description="Unix socket that answers gRPC too, for programs of the same user. Empty: none."
     )
     metrics_port: int = Field(8002, ge=0, le=65535, description="Prometheus metrics. 0: any free port.")
     workers: int = Field(

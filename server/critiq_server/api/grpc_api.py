@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -97,11 +98,18 @@ class GrpcFace:
             raise OSError(f"cannot listen on {host}:{port}") from error
 
     def bind_socket(self, path: Path) -> None:
-        """Listens on a Unix socket too. Raises ``OSError`` if that cannot be."""
+        """Listens on a Unix socket too, for this user only: no certificate is asked for there.
+
+        Raises:
+            OSError: that cannot be.
+        """
+        before = os.umask(0o077)  # later would be too late: it listens at once
         try:
             self.server.add_insecure_port(f"unix:{path}")
         except RuntimeError as error:
             raise OSError(f"cannot listen on the socket {path}") from error
+        finally:
+            os.umask(before)
 
     async def set_health(self, service: str, serving: bool) -> None:
         """Sets what health checks of ``service`` answer."""
