@@ -61,6 +61,7 @@ class App:
         self.rest_port = self.grpc_port = self.metrics_port = 0
         self.compat_ports: list[int] = []
         self._compat: list[tuple[HttpFace, socket.socket]] = []
+        self._serving: list[asyncio.Task[None]] = []
         self._ready = False
         self._health_updates: set[asyncio.Future[None]] = set()
 
@@ -105,12 +106,12 @@ class App:
         self.http = self._watched(rest)
         self._rest = self._face(self.http, "rest")
         if self._member is not None:  # the others answer until this one can
-            await self._load_models(await self._member.loaded_elsewhere())
+            await self._join(self._member)
         self._listen()
-        self._serving = [
-            asyncio.create_task(face.serve(sockets=[opened]))
-            for face, opened in ((self._rest, self._rest_socket), (self._metrics, self._metrics_socket), *self._compat)
-        ]
+        faces = [(self._rest, self._rest_socket), *self._compat]
+        if self._member is None:
+            faces.append((self._metrics, self._metrics_socket))
+        self._serving += [asyncio.create_task(face.serve(sockets=[opened])) for face, opened in faces]
         self._watching = [
             asyncio.create_task(self._watch_drift()),
             asyncio.create_task(watch_lag(self.metrics.loop_lag.observe)),
@@ -124,6 +125,8 @@ class App:
         await self._grpc.server.start()
         if self._member is None:
             await self._load_models()
+        elif self._member.number == 0 and self.settings.server.grpc_socket is not None:
+            self._member.link(self.settings.server.grpc_socket)
         self.jobs.start()
         self._ready = True
         await self._announce(True)
@@ -134,6 +137,21 @@ class App:
             self.moderation.check()
         except PolicyError as error:
             raise StartError(str(error)) from error
+
+    async def _join(self, member: Member) -> None:
+        """Loads what the others serve, or else what the settings say; from now on the others tell this one, too."""
+        private = private_app(self.service.registry, self.service.routing, self.metrics.registry, self._is_ready)
+        self._metrics = HttpFace(private, self.settings.limits)
+        self._serving.append(asyncio.create_task(self._metrics.serve(sockets=[member.listen()])))
+        await self._load_models(await member.loaded_elsewhere())
+        # What was changed while this one loaded may have been told to it when there was nothing to do yet.
+        if due := set(await member.loaded_elsewhere()):
+            registry = self.service.registry
+            served = {f"{model.name}:{model.version}" for model in registry.list() if model.state == "ready"}
+            for entry in sorted(due - served):
+                await registry.load(*entry.split(":", 1))
+            for entry in sorted(served - due):
+                await registry.unload(*entry.split(":", 1))
 
     async def stop(self, grace: float | None = None) -> None:
         """Takes no new work, answers what was accepted (at most ``grace`` seconds), closes everything."""
@@ -193,7 +211,7 @@ class App:
 
         if server.grpc_socket is not None and (member is None or member.number == 0):
             try:
-                self._grpc.bind_socket(server.grpc_socket)
+                self._grpc.bind_socket(server.grpc_socket if member is None else member.grpc_path)
             except OSError as error:
                 raise StartError(f"server.grpc_socket: {error}; its directory must exist and let us write") from error
         self._rest_socket = opened("rest", server.host, server.rest_port, "--rest-port")
@@ -207,10 +225,6 @@ class App:
             self._metrics = self._face(self._guarded(metrics_app(self.metrics.registry), METRICS), "metrics")
             self._metrics_socket = open_socket(server.host, server.metrics_port, "--metrics-port")
             self.metrics_port = self._metrics_socket.getsockname()[1]
-        else:
-            private = private_app(self.service.registry, self.service.routing, self.metrics.registry, self._is_ready)
-            self._metrics = HttpFace(private, self.settings.limits)
-            self._metrics_socket = member.listen()
         host = self.settings.compat.host
         for number, listener in enumerate(listeners(self.service)):
             compat = opened(f"compat{number}", host, listener.port, f"port in {listener.setting}")

@@ -50,6 +50,9 @@ class ServerSettings(_Section):
     workers: int = Field(
         1, ge=1, le=256, description="Serving processes, which share the ports (docs/workers.md). Not on Windows."
     )
+    start_seconds: float = Field(
+        600.0, gt=0, description="How long one of several processes may take until it is ready; then it is replaced."
+    )
     drain_seconds: float = Field(30.0, ge=0, description="How long stopping waits for accepted requests.")
 
 

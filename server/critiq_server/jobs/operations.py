@@ -174,7 +174,13 @@ class Jobs:
         return [*self._runner.workers(), self._callbacks.deliver()]
 
     async def _work_in_turn(self, turn: Turn) -> None:
-        await turn.take()
+        while True:
+            try:
+                await turn.take()
+                break
+            except OSError as error:  # too many open files, say; another time
+                internal("taking turns at jobs", error)
+                await asyncio.sleep(_FORGET_EVERY)
         working = asyncio.gather(*self._work())
         try:
             while not working.done():

@@ -18,7 +18,7 @@ class Turn:
         self._held: int | None = None
 
     async def take(self) -> None:
-        """Waits until it is this process's turn. Raises ``OSError`` if there can be no such file."""
+        """Waits until it is this process's turn. Raises ``OSError`` if the file cannot be opened or locked now."""
         while not self._try():  # noqa: ASYNC110 - what is waited for is another process
             await asyncio.sleep(_EVERY)
 
@@ -39,5 +39,8 @@ class Turn:
         except BlockingIOError:
             os.close(descriptor)
             return False
+        except OSError:
+            os.close(descriptor)
+            raise
         self._held = descriptor
         return True

@@ -62,6 +62,18 @@ class Member:
         """A listening socket that all processes have."""
         return socket.socket(fileno=os.dup(self.sockets[what]))
 
+    @property
+    def grpc_path(self) -> Path:
+        """Where this process answers gRPC on a Unix socket, if it is the one to do so."""
+        return self.directory / f"{self.name}.grpc"
+
+    def link(self, path: Path) -> None:
+        """Has ``path`` lead to :attr:`grpc_path`, in one step; the process before has unlinked its own by itself."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.{self.name}")
+        new.symlink_to(self.grpc_path)
+        new.replace(path)
+
     def listen(self) -> socket.socket:
         """Opens the socket of this process; only this user can reach it, as the directory is his alone."""
         opened = socket.socket(socket.AF_UNIX)
@@ -90,7 +102,7 @@ class Member:
             )
 
     async def loaded_elsewhere(self) -> tuple[str, ...]:
-        """NAME:VERSION of what another process serves; empty if none is ready."""
+        """NAME:VERSION of what another process that is ready serves; empty if none is."""
         for path in self._others():
             try:
                 async with _talk(path) as http:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +22,7 @@ Key = tuple[str, str, tuple[tuple[str, str], ...]]
 """Family, name of the sample, labels."""
 
 _COUNTED = ("counter", "histogram", "summary")
+_READY = "critiq_model_ready"
 _LEAST = re.compile(
     "critiq_model_ready|critiq_certificate_expiry_timestamp_seconds|critiq_disk_free_bytes|critiq_shadow_srcc"
     "|process_start_time_seconds|process_max_fds|.*_created"
@@ -40,10 +42,11 @@ class MergedMetrics(Collector):
 
     Args:
         members: the sockets of the processes that run, by name.
+        serving: those of them that serve. The others count; what they are like is nobody's concern yet, or any more.
     """
 
-    def __init__(self, members: Callable[[], Mapping[str, Path]]) -> None:
-        self._members = members
+    def __init__(self, members: Callable[[], Mapping[str, Path]], serving: Callable[[], Collection[str]]) -> None:
+        self._members, self._serving = members, serving
         self._lock = threading.Lock()
         self._families: dict[str, tuple[str, str]] = {}
         """Documentation and type."""
@@ -53,12 +56,12 @@ class MergedMetrics(Collector):
         """By those that do not any more."""
 
     def collect(self) -> Iterable[Metric]:
-        members = self._members()
-        with ThreadPoolExecutor(max(1, len(members))) as pool:
-            texts = dict(zip(members, pool.map(_ask, members.values()), strict=True))
-        with self._lock:
+        with self._lock:  # of two scrapes at once, one would bring a process back that the other has retired
+            members, serving = self._members(), self._serving()
+            with ThreadPoolExecutor(max(1, len(members))) as pool:
+                texts = dict(zip(members, pool.map(_ask, members.values()), strict=True))
             self._retire(members)
-            return self._merge(texts)
+            return self._merge(texts, serving)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: what there is shows when it is collected."""
@@ -68,8 +71,9 @@ class MergedMetrics(Collector):
         for name in [name for name in self._counted if name not in members]:
             _add(self._gone, self._counted.pop(name))
 
-    def _merge(self, texts: Mapping[str, str]) -> list[Metric]:
+    def _merge(self, texts: Mapping[str, str], serving: Collection[str]) -> list[Metric]:
         merged: dict[Key, float] = {}
+        told: Counter[Key] = Counter()
         for name, text in texts.items():
             counted: dict[Key, float] = {}
             for family in text_string_to_metric_families(text):
@@ -78,10 +82,15 @@ class MergedMetrics(Collector):
                     key = (family.name, sample.name, tuple(sorted(sample.labels.items())))
                     if family.type in _COUNTED:
                         counted[key] = sample.value
-                    else:
+                    elif name in serving:
+                        told[key] += 1
                         merged[key] = _gauge(family.name, merged.get(key), sample.value)
             if text:
                 self._counted[name] = counted
+        answered = sum(bool(text) for name, text in texts.items() if name in serving)
+        for key in merged:
+            if key[0] == _READY and told[key] < answered:
+                merged[key] = 0.0  # a process that never had the version says nothing of it
         for series in (self._gone, *self._counted.values()):
             _add(merged, series)
         metrics = {name: Metric(name, *about) for name, about in self._families.items()}

@@ -26,17 +26,26 @@ def private_app(
         return PlainTextResponse("", 200 if is_ready() else 503)
 
     async def loaded(request: Request) -> Response:
+        if not is_ready():
+            return PlainTextResponse("", 503)
         return JSONResponse([f"{model.name}:{model.version}" for model in registry.list() if model.state == "ready"])
 
-    async def load(request: Request) -> Response:
+    async def change(request: Request, work: Callable[[str, str], Awaitable[object]], what: str) -> Response:
         asked = await request.json()
-        await routing.catch_up()
-        return await _done(registry.load(asked["name"], asked["version"]), "loading for another process")
+        try:
+            await routing.catch_up()  # the other process may have moved an alias a moment ago
+            await work(asked["name"], asked["version"])
+        except CritiqError as error:
+            return PlainTextResponse(error.message, 409)
+        except Exception as error:
+            return PlainTextResponse(internal(f"{what} for another process", error).message, 500)
+        return PlainTextResponse("")
+
+    async def load(request: Request) -> Response:
+        return await change(request, registry.load, "loading")
 
     async def unload(request: Request) -> Response:
-        asked = await request.json()
-        await routing.catch_up()  # the other process may have moved an alias a moment ago
-        return await _done(registry.unload(asked["name"], asked["version"]), "unloading for another process")
+        return await change(request, registry.unload, "unloading")
 
     return Starlette(
         routes=[
@@ -47,13 +56,3 @@ def private_app(
             Mount("/metrics", metrics_app(metrics)),
         ]
     )
-
-
-async def _done(work: Awaitable[object], what: str) -> Response:
-    try:
-        await work
-    except CritiqError as error:
-        return PlainTextResponse(error.message, 409)
-    except Exception as error:
-        return PlainTextResponse(internal(what, error).message, 500)
-    return PlainTextResponse("")

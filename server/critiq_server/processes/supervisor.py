@@ -78,6 +78,8 @@ class Supervisor:
         self._generation = 0
         self._stopping = asyncio.Event()
         self._rolling = asyncio.Lock()
+        self._replacing = [asyncio.Lock() for _ in range(self._count)]
+        """Held while a number's process is replaced: one that does not start must not keep the others from it."""
         self._watching: list[asyncio.Task[None]] = []
 
     async def run(self) -> int:
@@ -95,11 +97,6 @@ class Supervisor:
                 await self._listen()
             except (KeysError, TlsError) as error:
                 raise StartError(str(error)) from error
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._on_stop)
-            metrics = asyncio.create_task(self._metrics_face.serve(sockets=[self._metrics_socket]))
-            await self._start_all()
-            keepers = [asyncio.create_task(self._keep(number)) for number in range(self._count)]
             rolls: set[asyncio.Task[None]] = set()
 
             def roll() -> None:
@@ -108,6 +105,11 @@ class Supervisor:
                 task.add_done_callback(rolls.discard)
 
             loop.add_signal_handler(signal.SIGHUP, roll)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._on_stop)
+            metrics = asyncio.create_task(self._metrics_face.serve(sockets=[self._metrics_socket]))
+            await self._start_all()
+            keepers = [asyncio.create_task(self._keep(number)) for number in range(self._count)]
             await self._stopping.wait()
             for task in (*keepers, *rolls, *self._watching):
                 task.cancel()
@@ -120,6 +122,9 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     process.running.kill()
             shutil.rmtree(self._directory, ignore_errors=True)
+            link = self._settings.server.grpc_socket
+            if link is not None and link.is_symlink() and not link.exists():
+                link.unlink()
 
     async def _listen(self) -> None:
         """Opens what all processes share. Raises ``StartError``, ``KeysError``, ``TlsError``."""
@@ -145,7 +150,12 @@ class Supervisor:
 
     async def _metrics_app(self) -> ASGIApp:
         registry = CollectorRegistry()
-        registry.register(MergedMetrics(lambda: {entry.member.name: entry.member.path for entry in self._all}))
+        registry.register(
+            MergedMetrics(
+                lambda: {entry.member.name: entry.member.path for entry in self._all},
+                lambda: {entry.member.name for entry in self._processes.values()},
+            )
+        )
         ready = Gauge("critiq_processes", "Serving processes that are ready.", registry=registry)
         ready.set_function(lambda: len(self._processes))
         self._restarts = Counter(
@@ -216,11 +226,16 @@ class Supervisor:
         return {**os.environ, "CRITIQ_MODELS__STATE_FILE": str(self._directory / "aliases.json")}
 
     async def _wait_ready(self, process: _Process) -> bool:
-        """Whether it has become ready; false: it ended, or all are to stop."""
+        """Whether it has become ready; false: it ended, took too long and was ended, or all are to stop."""
+        limit = time.monotonic() + self._settings.server.start_seconds
         while process.running.returncode is None and not self._stopping.is_set():
             if await process.is_ready():
                 process.served = True
                 return True
+            if time.monotonic() > limit:
+                logger.error("a process did not become ready in time and is killed", number=process.member.number)
+                process.running.kill()
+                await process.running.wait()
             await asyncio.sleep(_POLL)
         if process.running.returncode is not None:
             self._forget(process)
@@ -236,7 +251,7 @@ class Supervisor:
         while True:
             process = self._processes[number]
             status = await process.running.wait()
-            async with self._rolling:
+            async with self._replacing[number]:
                 if self._processes.get(number) is not process:
                     continue  # it was replaced
                 del self._processes[number]
@@ -257,20 +272,24 @@ class Supervisor:
     async def _roll(self) -> None:
         """Replaces the processes one after the other; each serves until the one that takes its place is ready."""
         async with self._rolling:
+            if not self._processes:
+                return  # they are only starting
             for number in range(self._count):
-                before = self._processes.get(number)
-                instead = await self._spawn(number)
-                if not await self._wait_ready(instead):
-                    logger.error(
-                        "the new process did not start; the others stay as they are",
-                        number=number,
-                        status=instead.running.returncode,
-                    )
-                    return
-                self._processes[number] = instead
-                if before is not None:
-                    await self._end(before)
+                async with self._replacing[number]:
+                    if not await self._replace(number):
+                        return
             logger.info("all processes replaced")
+
+    async def _replace(self, number: int) -> bool:
+        before, instead = self._processes.get(number), await self._spawn(number)
+        if not await self._wait_ready(instead):
+            status = instead.running.returncode
+            logger.error("the new process did not start; the others stay as they are", number=number, status=status)
+            return False
+        self._processes[number] = instead
+        if before is not None:
+            await self._end(before)
+        return True
 
     async def _end(self, process: _Process) -> bool:
         """Lets it answer what it accepted; whether nothing that it accepted was lost."""

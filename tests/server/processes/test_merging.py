@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from critiq_server.api.metrics import metrics_app
+from critiq_server.processes import merging
 from critiq_server.processes.merging import MergedMetrics
 
 
@@ -52,7 +53,8 @@ def processes() -> Iterator[dict[str, Process]]:
 
 def merged(processes: dict[str, Process]) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(MergedMetrics(lambda: {name: process.path for name, process in processes.items()}))
+    members = {name: process.path for name, process in processes.items()}
+    registry.register(MergedMetrics(lambda: {name: members[name] for name in processes}, lambda: set(processes)))
     return registry
 
 
@@ -94,6 +96,45 @@ def test_what_a_process_counted_stays_when_it_is_gone(processes: dict[str, Proce
     assert registry.get_sample_value("critiq_in_flight") == 0
     processes["a"].requests.labels("OK").inc()
     assert registry.get_sample_value("critiq_requests_total", {"code": "OK"}) == 8
+
+
+def test_a_model_is_ready_only_where_every_process_that_serves_says_so(processes: dict[str, Process]) -> None:
+    processes["a"].model.labels("tiny").set(1)
+    assert merged(processes).get_sample_value("critiq_model_ready", {"model": "tiny"}) == 0
+    only_a = CollectorRegistry()
+    only_a.register(MergedMetrics(lambda: {name: process.path for name, process in processes.items()}, lambda: {"a"}))
+    assert only_a.get_sample_value("critiq_model_ready", {"model": "tiny"}) == 1
+
+
+def test_two_scrapes_at_once_around_a_death_count_once(
+    processes: dict[str, Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = merged(processes)
+    for process in processes.values():
+        process.requests.labels("OK").inc(100)
+    slow, ask = threading.Event(), merging._ask
+    asked = threading.Event()
+
+    def held(path: Path) -> str:
+        text = ask(path)
+        if path == gone.path:
+            asked.set()
+            slow.wait(5)
+        return text
+
+    gone = processes["a"]
+    monkeypatch.setattr(merging, "_ask", held)
+    first = threading.Thread(target=registry.get_sample_value, args=("critiq_requests_total", {"code": "OK"}))
+    first.start()
+    asked.wait(5)
+    del processes["a"]
+    second = threading.Thread(target=registry.get_sample_value, args=("critiq_requests_total", {"code": "OK"}))
+    second.start()
+    threading.Timer(0.2, slow.set).start()
+    first.join()
+    second.join()
+    gone.stop()
+    assert registry.get_sample_value("critiq_requests_total", {"code": "OK"}) == 200
 
 
 def test_one_that_does_not_answer_keeps_what_it_counted(processes: dict[str, Process]) -> None:

@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -30,6 +32,13 @@ from tests.support.waiting import until
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="several processes need Linux or macOS")]
 
 
+@dataclass
+class Pair(ServerProcess):
+    """``socket``: where they answer gRPC, too."""
+
+    socket: Path
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     write_bundle(tmp_path / "models")
@@ -44,13 +53,15 @@ def serving(root: Path, *more: str) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Two processes; whatever a test does to them, they are two again after it."""
     root = tmp_path_factory.mktemp("pair")
     write_bundle(root / "models")
     write_bundle(root / "models", "other")
-    with serving(root, "--set", "models.allow_changes=true") as server:
-        yield server
+    socket = Path(tempfile.mkdtemp()) / "grpc.sock"  # a short path: sockets' names are limited
+    flags = ["models.allow_changes=true", f"server.grpc_socket={socket}"]
+    with serving(root, *(part for flag in flags for part in ("--set", flag))) as server:
+        yield Pair(**vars(server), socket=socket)
         assert server.terminate() == 0
 
 
@@ -76,13 +87,18 @@ def wait_for(condition: Callable[[], bool], seconds: float = 40.0) -> None:
         time.sleep(0.05)
 
 
+def model_state(server: ServerProcess, name: str) -> str:
+    """As any of the processes tells it."""
+    return str(httpx.get(f"{server.rest}/v1/models/{name}").json()["state"])
+
+
 def score(server: ServerProcess, level: int, **fields: str) -> int:
     """Over a connection of its own, so that any process may get it."""
     files = {"image": requests.flat(level)}
     return httpx.post(f"{server.rest}/v1/score", files=files, data=fields, timeout=30).status_code
 
 
-def test_processes_share_ports_and_sum_their_metrics(pair: ServerProcess) -> None:
+def test_processes_share_ports_and_sum_their_metrics(pair: Pair) -> None:
     assert len(children(pair)) == 2
     for level in range(40):
         assert score(pair, level) == 200
@@ -94,13 +110,13 @@ def test_processes_share_ports_and_sum_their_metrics(pair: ServerProcess) -> Non
 
 
 @pytest.mark.parametrize("flag", ["--rest-port", "--grpc-port"])
-def test_a_port_that_is_taken_is_named(pair: ServerProcess, root: Path, flag: str) -> None:
+def test_a_port_that_is_taken_is_named(pair: Pair, root: Path, flag: str) -> None:
     url = pair.rest if flag == "--rest-port" else pair.grpc
     with pytest.raises(AssertionError, match=f"another {flag}"), serving(root, f"{flag}={url.rpartition(':')[2]}"):
         pass
 
 
-def test_a_process_that_is_killed_under_load_costs_a_caller_who_retries_nothing(pair: ServerProcess) -> None:
+def test_a_process_that_is_killed_under_load_costs_a_caller_who_retries_nothing(pair: Pair) -> None:
     outcomes: Counter[str] = Counter()
 
     async def caller(url: str, number: int) -> None:
@@ -131,10 +147,9 @@ def test_a_process_that_is_killed_under_load_costs_a_caller_who_retries_nothing(
     assert value(pair, "critiq_requests_total") == counted + 1
 
 
-def test_loading_and_unloading_reach_all_and_one_that_comes_later(pair: ServerProcess) -> None:
+def test_loading_and_unloading_reach_all_and_one_that_comes_later(pair: Pair) -> None:
     def states(name: str) -> set[str]:
-        """As a caller sees them whose connections go to any process."""
-        return {httpx.get(f"{pair.rest}/v1/models/{name}").json()["state"] for _ in range(20)}
+        return {model_state(pair, name) for _ in range(20)}
 
     assert states("other") == {"available"}
     with critiq.Client(pair.rest) as client:
@@ -150,7 +165,7 @@ def test_loading_and_unloading_reach_all_and_one_that_comes_later(pair: ServerPr
         assert states("other") == {"available"}
 
 
-def test_an_alias_is_the_same_in_all(pair: ServerProcess) -> None:
+def test_an_alias_is_the_same_in_all(pair: Pair) -> None:
     def knows() -> bool:
         """Over a connection of its own, so that any process may get it."""
         return score(pair, 7, model="live") == 200
@@ -161,11 +176,14 @@ def test_an_alias_is_the_same_in_all(pair: ServerProcess) -> None:
     wait_for(lambda: all(knows() for _ in range(12)), 10)
 
 
-def test_a_hangup_replaces_the_processes_and_refuses_nobody(pair: ServerProcess) -> None:
+def test_a_hangup_replaces_the_processes_and_refuses_nobody(pair: Pair) -> None:
     before = {child.pid for child in children(pair)}
     restarts = value(pair, "critiq_process_restarts_total")
     outcomes: Counter[str] = Counter()
     pair.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: len(children(pair)) == 3)
+    with critiq.Client(pair.rest) as client:
+        client.load_model("other")  # while another process begins
     with critiq.Client(pair.rest) as rest, critiq.Client(f"grpc://{pair.grpc}") as over_grpc:
         limit = time.monotonic() + 60
         while {child.pid for child in children(pair)} & before:
@@ -176,6 +194,23 @@ def test_a_hangup_replaces_the_processes_and_refuses_nobody(pair: ServerProcess)
     assert set(outcomes) == {"tiny"}
     wait_for(lambda: value(pair, "critiq_processes") == 2)
     assert value(pair, "critiq_process_restarts_total") == restarts
+    assert {model_state(pair, "other") for _ in range(12)} == {"ready"}
+    with critiq.Client(f"unix:{pair.socket}") as client:
+        assert client.score(requests.flat(3)).scores[0].model == "tiny"
+
+
+def test_one_that_hangs_at_its_start_keeps_nobody_from_being_replaced(pair: Pair) -> None:
+    before = children(pair)
+    pair.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: len(children(pair)) == 3)
+    hangs = next(child for child in children(pair) if child not in before)
+    hangs.suspend()
+    for child in before:
+        child.kill()
+    wait_for(lambda: value(pair, "critiq_processes") == 1)
+    assert score(pair, 5) == 200
+    hangs.resume()
+    wait_for(lambda: value(pair, "critiq_processes") == 2)
 
 
 async def test_jobs_are_done_once_whoever_took_them_and_whoever_dies(root: Path) -> None:
