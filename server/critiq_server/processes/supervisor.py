@@ -49,6 +49,8 @@ class _Process:
     running: asyncio.subprocess.Process
     started: float
     served: bool = False
+    ending: bool = False
+    """Told to stop; told again, it would stop at once."""
 
     async def is_ready(self) -> bool:
         if not self.member.path.exists():
@@ -251,11 +253,13 @@ class Supervisor:
         while True:
             process = self._processes[number]
             status = await process.running.wait()
+            if self._processes.get(number) is not process:
+                continue  # it was replaced
+            del self._processes[number]
+            self._forget(process)
             async with self._replacing[number]:
-                if self._processes.get(number) is not process:
-                    continue  # it was replaced
-                del self._processes[number]
-                self._forget(process)
+                if number in self._processes:
+                    continue  # another one was starting already
                 deaths = deaths + 1 if time.monotonic() - process.started < _QUICK_DEATH else 0
                 while True:
                     pause = min(_LONGEST_PAUSE, 0.5 * 2.0**deaths) if deaths else 0.0
@@ -293,8 +297,10 @@ class Supervisor:
 
     async def _end(self, process: _Process) -> bool:
         """Lets it answer what it accepted; whether nothing that it accepted was lost."""
-        with contextlib.suppress(ProcessLookupError):
-            process.running.terminate()
+        if not process.ending:
+            process.ending = True
+            with contextlib.suppress(ProcessLookupError):
+                process.running.terminate()
         try:
             await asyncio.wait_for(process.running.wait(), self._settings.server.drain_seconds + _AFTER_DRAIN)
         except TimeoutError:

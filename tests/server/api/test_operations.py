@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 import re
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,10 @@ async def test_a_server_that_loads_or_stops_is_alive_and_not_ready(
     loading, go_on = asyncio.Event(), asyncio.Event()
     load = Assembly.load
 
-    async def load_when_told(assembly: Assembly) -> None:
+    async def load_when_told(assembly: Assembly, wanted: Sequence[str] = ()) -> None:
         loading.set()
         await go_on.wait()
-        await load(assembly)
+        await load(assembly, wanted)
 
     monkeypatch.setattr(Assembly, "load", load_when_told)
     starting = asyncio.create_task(app.start())
