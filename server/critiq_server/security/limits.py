@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 from critiq.errors import TooBusy
@@ -53,11 +53,13 @@ class Allowance:
         """A call under way, in whose task :data:`caller` has its key's name; raises ``TooBusy``."""
         self.check_room()
         self._under_way += 1
-        caller.set(self.key.name)
+        token = caller.set(self.key.name)
         try:
             yield
         finally:
             self._under_way -= 1
+            with suppress(ValueError):  # a stream that is given up may be closed by another task
+                caller.reset(token)
 
     def spend(self) -> None:
         """Counts a call, or an item of a stream; raises ``TooBusy``, and then counts nothing."""

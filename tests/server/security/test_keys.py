@@ -239,3 +239,9 @@ def no_files_left(path: Path) -> bytes:
 
 def write(path: Path, *keys: Key) -> None:
     path.write_text(yaml.safe_dump([key.model_dump(mode="json") for key in keys]))
+
+
+def test_what_comes_after_a_call_has_no_caller() -> None:
+    with Allowance(new_key("robot", ["score"])[1]).call():
+        assert caller.get() == "robot"
+    assert caller.get() is None

@@ -66,7 +66,11 @@ async def test_threads_and_tasks_are_shown_where_they_stand(tmp_path: Path) -> N
         with held(app, "device") as gate:
             calls = [asyncio.ensure_future(app.service.score(Query(EncodedImage(flat(at)), PROMPT))) for at in (1, 2)]
             await until(lambda: gate.batcher.running == 1 and gate.batcher.waiting == 1)
-            shown = (await http.get(THREADS)).text
+            shown = ""
+            for _ in range(200):  # the batch is begun before its thread runs
+                shown = (await http.get(THREADS)).text
+                if "_wait_and_run" in shown:
+                    break
             gate.release()
             await asyncio.gather(*calls)
     assert "thread critiq-device" in shown
