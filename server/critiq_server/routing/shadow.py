@@ -116,7 +116,8 @@ class Shadows:
             return
         self._queue.append(_Offer(agreement, image, prompt, result, time.monotonic()))
         self._queued_bytes += size
-        if len(self._working) < self._settings.at_once:
+        # One that has just found nothing more is still among them: its end is told a moment later.
+        if sum(not task.done() for task in self._working) < self._settings.at_once:
             # Not in the caller's context: nothing of it, such as its trace, is of later pictures.
             task = asyncio.create_task(self._work(), context=Context())
             self._working.add(task)

@@ -203,3 +203,15 @@ async def test_a_candidate_that_fails_is_counted_and_told_of_once(
         await until(lambda: shadow(app).failed == 5)
         assert "none of the dimensions" in shadow(app).last_failure
         assert capsys.readouterr().out.count("a shadow does not score") == 1
+
+
+async def test_what_comes_in_the_moment_that_a_worker_ends_is_not_left(tmp_path: Path) -> None:
+    async with running(shadowed(tmp_path)) as app:
+        shadows = app.service.routing._shadows
+        assert shadows is not None
+        await app.service.score(grey(1))
+        (worker,) = shadows._working
+        worker.remove_done_callback(shadows._working.discard)  # as if it had ended just now
+        await until(worker.done)
+        await app.service.score(grey(2))
+        await until(lambda: shadow(app).scored == 2)
