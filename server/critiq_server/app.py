@@ -34,7 +34,7 @@ from critiq_server.security.keys import KeysError
 from critiq_server.security.tls import Certificates, TlsError
 from critiq_server.settings import LOOPBACK, Settings
 from critiq_server.telemetry import traces
-from critiq_server.telemetry.faults import internal
+from critiq_server.telemetry.faults import again_and_again
 from critiq_server.telemetry.gpu import watch_gpus
 from critiq_server.telemetry.loop import watch_lag
 from critiq_server.telemetry.metrics import Metrics
@@ -113,10 +113,13 @@ class App:
             faces.append((self._metrics, self._metrics_socket))
         self._serving += [asyncio.create_task(face.serve(sockets=[opened])) for face, opened in faces]
         self._watching = [
-            asyncio.create_task(self._watch_drift()),
             asyncio.create_task(watch_lag(self.metrics.loop_lag.observe)),
             asyncio.create_task(self.service.routing.watch()),
         ]
+        drift = self.settings.drift
+        if drift.enabled:
+            looking = again_and_again(drift.check_seconds, "watching for drift", self._look_for_drift)
+            self._watching.append(asyncio.create_task(looking))
         self._watching += [
             asyncio.create_task(watched.watch()) for watched in (self._guard, self._certificates) if watched is not None
         ]
@@ -172,16 +175,11 @@ class App:
         await self._assembly.close()
         await traces.stop(self._tracer)
 
-    async def _watch_drift(self) -> None:
+    async def _look_for_drift(self) -> None:
         drift = self.service.drift
-        while self.settings.drift.enabled:
-            await asyncio.sleep(self.settings.drift.check_seconds)
-            try:
-                for origin, series in drift.fresh():
-                    drift.look(origin, series)
-                    await asyncio.sleep(0)  # half a millisecond each: requests come in between
-            except Exception as error:
-                internal("watching for drift", error)  # in the log; the next look may fare better
+        for origin, series in drift.fresh():
+            drift.look(origin, series)
+            await asyncio.sleep(0)  # half a millisecond each: requests come in between
 
     @property
     def ready(self) -> bool:

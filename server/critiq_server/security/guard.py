@@ -17,7 +17,7 @@ from critiq_server.security.keys import PREFIX, Caller, KeysError, Ring, Scope, 
 from critiq_server.security.limits import Allowance, caller
 from critiq_server.security.settings import SecuritySettings
 from critiq_server.telemetry.counters import AUDITS, CALLER_REFUSALS, calls_of
-from critiq_server.telemetry.faults import internal
+from critiq_server.telemetry.faults import again_and_again
 
 if TYPE_CHECKING:
     from critiq_server.security.tokens import Tokens
@@ -142,22 +142,14 @@ class Guard:
 
     async def watch(self) -> None:
         """Keeps the keys of both kinds fresh, for ever."""
-        watched = [self._watch_file()] if self._path is not None else []
+        seconds, what = self.settings.reload_seconds, "watching the file of keys"
+        watched = [again_and_again(seconds, what, self.look)] if self._path is not None else []
         if self._tokens is not None:
             watched.append(self._tokens.watch())
         await asyncio.gather(*watched)
 
-    async def _watch_file(self) -> None:
-        """Reads the file again whenever it has changed, for ever. If that fails, the keys stay as they were."""
-        while True:
-            await asyncio.sleep(self.settings.reload_seconds)
-            try:
-                self.look()
-            except Exception as error:
-                internal("watching the file of keys", error)  # in the log; the keys stay, the next look may fare better
-
     def look(self) -> None:
-        """Reads the file again if it has changed."""
+        """Reads the file again if it has changed. If that fails, the keys stay as they were."""
         stamp = self._stamp_now()
         if stamp == self._stamp:
             return

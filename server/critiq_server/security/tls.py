@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import ssl
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from critiq_server.security.settings import TlsSettings
-from critiq_server.telemetry.faults import internal
+from critiq_server.telemetry.faults import again_and_again
 
 logger = structlog.get_logger("critiq.tls")
 
@@ -76,12 +75,7 @@ class Certificates:
 
     async def watch(self) -> None:
         """Takes up changed files, and warns before the certificate ends, for ever."""
-        while True:
-            await asyncio.sleep(self.settings.reload_seconds)
-            try:
-                self.look()
-            except Exception as error:
-                internal("watching the certificate", error)  # in the log; the pair stays, the next look may fare better
+        await again_and_again(self.settings.reload_seconds, "watching the certificate", self.look)
 
     def look(self) -> None:
         """Takes up the files if they have changed."""

@@ -24,7 +24,7 @@ from jwt.types import Options
 from critiq.errors import Unauthenticated
 from critiq_server.security.keys import SCOPES, Caller, KeysError, Scope
 from critiq_server.security.settings import JwtSettings
-from critiq_server.telemetry.faults import internal
+from critiq_server.telemetry.faults import again_and_again
 
 logger = structlog.get_logger("critiq.audit")
 
@@ -61,12 +61,7 @@ class Tokens:
 
     async def watch(self) -> None:
         """Gets the keys again and again, for ever. If that fails, those from before stay."""
-        while True:
-            await asyncio.sleep(self.settings.refresh_seconds)
-            try:
-                await self._refresh()
-            except Exception as error:
-                internal("watching the provider's keys", error)  # in the log; the keys stay
+        await again_and_again(self.settings.refresh_seconds, "watching the provider's keys", self._refresh)
 
     async def caller(self, token: str) -> Caller:
         """Who a token's bearer is.

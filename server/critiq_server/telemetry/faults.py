@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import secrets
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -18,3 +21,15 @@ def internal(what: str, error: BaseException) -> Internal:
     FAULTS.inc()
     logger.error("fault", fault=fault, what=what, exc_info=error)
     return Internal(f"the server failed (fault {fault}); its log has the details")
+
+
+async def again_and_again(seconds: float, what: str, look: Callable[[], Awaitable[None] | None]) -> None:
+    """Calls ``look`` after every so many seconds, for ever. If it fails, the log says so; the next may fare better."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            found = look()
+            if inspect.isawaitable(found):
+                await found
+        except Exception as error:
+            internal(what, error)
