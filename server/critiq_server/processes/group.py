@@ -90,7 +90,7 @@ class Member:
         refusals = []
         for path in self._others():
             try:
-                async with _talk(path) as http:
+                async with talk(path) as http:
                     answer = await http.post(f"/{what}", json=values)
                 if answer.status_code != httpx.codes.OK:
                     refusals.append(answer.text)
@@ -105,7 +105,7 @@ class Member:
         """NAME:VERSION of what another process that is ready serves; empty if none is."""
         for path in self._others():
             try:
-                async with _talk(path) as http:
+                async with talk(path) as http:
                     answer = await http.get("/loaded")
                 found: list[Any] = answer.json() if answer.status_code == httpx.codes.OK else []
             except httpx.TransportError:
@@ -118,6 +118,7 @@ class Member:
         return sorted(path for path in self.directory.glob("*.sock") if path != self.path)
 
 
-def _talk(path: Path) -> httpx.AsyncClient:
+def talk(path: Path, seconds: float = _LONGEST_LOAD) -> httpx.AsyncClient:
+    """A client of the process that has this socket; each answer may take so long."""
     transport = httpx.AsyncHTTPTransport(uds=str(path))
-    return httpx.AsyncClient(transport=transport, base_url="http://process", timeout=_LONGEST_LOAD)
+    return httpx.AsyncClient(transport=transport, base_url="http://process", timeout=seconds)

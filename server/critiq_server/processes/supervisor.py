@@ -24,7 +24,7 @@ from critiq_server.api.access import METRICS, Guarded
 from critiq_server.api.hosts import named
 from critiq_server.api.metrics import metrics_app
 from critiq_server.listening import HttpFace, StartError, open_socket
-from critiq_server.processes.group import VARIABLE, Member
+from critiq_server.processes.group import VARIABLE, Member, talk
 from critiq_server.processes.merging import MergedMetrics
 from critiq_server.security.guard import open_guard
 from critiq_server.security.keys import KeysError
@@ -55,10 +55,9 @@ class _Process:
     async def is_ready(self) -> bool:
         if not self.member.path.exists():
             return False
-        transport = httpx.AsyncHTTPTransport(uds=str(self.member.path))
-        async with httpx.AsyncClient(transport=transport, timeout=1.0) as http:
+        async with talk(self.member.path, seconds=1.0) as http:
             try:
-                return (await http.get("http://process/ready")).status_code == httpx.codes.OK
+                return (await http.get("/ready")).status_code == httpx.codes.OK
             except httpx.TransportError:
                 return False
 
