@@ -7,6 +7,7 @@ traceback and kept in a file, and the status is not 0.
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import atheris
 
 FOUND = Path(__file__).parent / "found"
+HEADROOM_MB = 2048
+"""What inputs may take, beyond the peak so far: a process is born with its parent's, however large that was."""
 
 
 def main() -> None:
@@ -35,7 +38,7 @@ def main() -> None:
             "max_total_time": chosen.seconds,
             "max_len": target.longest,
             "timeout": SECONDS,
-            "rss_limit_mb": 2048,
+            "rss_limit_mb": HEADROOM_MB + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "artifact_prefix": f"{chosen.keep / chosen.target}-",
             "print_final_stats": 1,
             "verbosity": 0 if chosen.seconds < 60 else 1,
