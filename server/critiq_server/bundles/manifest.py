@@ -142,6 +142,9 @@ class Stage(_Strict):
     lasting: bool | None = None
     """Whether they also go to the stores on disk and in the network, where there are any. Left out: those of LMM stages
     do. No part of the digest."""
+    no_value_for: str = Field(default="", max_length=200)
+    """Pictures that the graph has no value for, in words ("pictures of one colour"): it gives NaN for them, and callers
+    are told so. Left empty, values that are not finite are a fault of the model. No part of the digest."""
 
     @property
     def outlasts(self) -> bool:

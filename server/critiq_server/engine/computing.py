@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from critiq.errors import CritiqError, Internal
+from critiq.errors import CritiqError, Internal, InvalidArgument
 from critiq_server.bundles.model import LoadedStage
 from critiq_server.features.records import Features
 from critiq_server.runtime.base import Arrays, TensorSpec
@@ -30,7 +30,8 @@ def compute_batch(
     """Runs one batch of one stage in a worker thread.
 
     Items that fail in company are tried once more alone, so that one bad item never fails its neighbours. Outputs that
-    are not finite numbers, or of another shape than the graph says, are failures: they are never passed on.
+    are not finite numbers, or of another shape than the graph says, are failures: they are never passed on. Of a stage
+    that has no value for some pictures, values that are not finite are no fault: the picture is refused.
     """
     faults: list[FaultKind] = []
     found = _try(stage, items, faults)
@@ -60,15 +61,28 @@ def _try(
         internal(f"stage {stage.spec.name!r} failed on a batch of {count}", error)
         return [None] * count
     sound = _finite_rows(outputs, count)
-    faults += ["not_finite"] * (count - int(sound.sum()))
-    # Copies: a view would keep the whole batch's array alive in the store.
-    return [
-        {name: value[row].copy() for name, value in outputs.items()} if sound[row] else None for row in range(count)
-    ]
+    undefined = bool(stage.spec.no_value_for)
+    if not undefined:
+        faults += ["not_finite"] * (count - int(sound.sum()))
+    found: list[Features | CritiqError | None] = []
+    for row in range(count):
+        if sound[row]:  # Copies: a view would keep the whole batch's array alive in the store.
+            found.append({name: value[row].copy() for name, value in outputs.items()})
+        else:
+            found.append(_no_value(stage) if undefined else None)
+    return found
 
 
 def _failed(stage: LoadedStage) -> Internal:
     return Internal(f"stage {stage.spec.name!r} of the model gave no usable values for this picture; it was not scored")
+
+
+def _no_value(stage: LoadedStage) -> InvalidArgument:
+    return InvalidArgument(
+        f"stage {stage.spec.name!r} of the model has no value for {stage.spec.no_value_for}, "
+        "and this picture is one of them; ask for other dimensions, or another model",
+        field="image",
+    )
 
 
 def _check_shapes(stage: LoadedStage, outputs: Arrays, count: int) -> None:

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from scipy.io import savemat
 
 from critiq import Client
-from critiq.errors import CritiqError
+from critiq.errors import InvalidArgument
 from critiq_exporters.cli import main
 from critiq_exporters.core.checkpoints import CheckpointError
 from critiq_exporters.core.evaluate import open_session
@@ -137,7 +137,7 @@ def test_a_bundle_serves_pictures_of_several_sizes(clean: CleanModel, tmp_path: 
     flags = ["--models", str(tmp_path / "models"), "--default", "niqe", "--load", "niqe"]
     with server_process(flags, tmp_path / "log") as server, Client(server.grpc) as client:
         results = [client.score(picture) for picture in pictures]
-        with pytest.raises(CritiqError, match="no usable values"):
+        with pytest.raises(InvalidArgument, match="no value for pictures with fewer than two blocks"):
             client.score(np.full((200, 300, 3), 128, np.uint8))
     found = [result["naturalness"].raw for result in results]
     np.testing.assert_allclose(found, scores(Niqe(clean), pictures), rtol=1e-6)

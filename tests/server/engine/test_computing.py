@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from critiq.errors import CritiqError, Internal, Unavailable
+from critiq.errors import CritiqError, Internal, InvalidArgument, Unavailable
 from critiq_server.bundles.model import LoadedStage, load_model
 from critiq_server.engine.batcher import Batcher
 from critiq_server.engine.computing import FaultKind, compute_batch
@@ -91,6 +91,22 @@ def test_one_bad_item_leaves_its_neighbours_alone(
     ((faults, sound),) = told
     kind = {raised: "raised", not_finite: "not_finite"}.get(spoil, "wrong_shape")
     assert (set(faults), len(faults), sound) == ({kind}, 2, True)
+
+
+def test_a_picture_that_the_model_has_no_value_for_is_refused_and_no_fault(stage: LoadedStage) -> None:
+    runtime = Odd(not_finite)
+    spec = stage.spec.model_copy(update={"no_value_for": "pictures of one colour"})
+    told: list[Sequence[FaultKind]] = []
+    outcomes = compute_batch(
+        replace(stage, runtime=runtime, spec=spec), items(1, BAD, BAD), lambda faults, sound: told.append(faults)
+    )
+    first, *refused = outcomes
+    assert not isinstance(first, CritiqError)
+    for error in refused:
+        assert isinstance(error, InvalidArgument)
+        assert error.field == "image"
+        assert "has no value for pictures of one colour, and this picture is one of them" in str(error)
+    assert (runtime.sizes, told) == ([3], [[]])
 
 
 def test_a_single_bad_item_is_not_tried_twice(stage: LoadedStage) -> None:

@@ -54,6 +54,7 @@ def load(
         inputs={"image": ImageInput(view=VIEW)},
         outputs=["distortion"],
         max_batch=4,
+        no_value_for="pictures of one colour",
     )
     quality = Dimension(
         name="visual_quality",

@@ -50,6 +50,7 @@ def load(
         inputs={"image": ImageInput(view=view(side))},
         outputs=["distance"],
         max_batch=1,
+        no_value_for="pictures with fewer than two blocks that have any texture",
     )
     naturalness = Dimension(
         name="naturalness",

@@ -50,6 +50,7 @@ def load(
         inputs={"image": ImageInput(view=VIEW)},
         outputs=["distance"],
         max_batch=4,
+        no_value_for="pictures with fewer than two blocks that have any texture",
     )
     naturalness = Dimension(
         name="naturalness",
