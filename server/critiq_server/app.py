@@ -89,7 +89,7 @@ class App:
         self.service = self._assembly.service
         shared = self._member is not None
         if self._member is not None:
-            self.service.tell = self._member.tell
+            self.service.others = self._member
         self.moderation = Moderation(self.service, self._policies)
         self.jobs = Jobs(self.settings.jobs, self.moderation, self.metrics, shared=shared)
         try:
@@ -143,7 +143,7 @@ class App:
 
     async def _join(self, member: Member) -> None:
         """Loads what the others serve, or else what the settings say; from now on the others tell this one, too."""
-        private = private_app(self.service.registry, self.service.routing, self.metrics.registry, self._is_ready)
+        private = private_app(self.service, self._is_ready, lambda: self._ready)
         self._metrics = HttpFace(private, self.settings.limits)
         self._serving.append(asyncio.create_task(self._metrics.serve(sockets=[member.listen()])))
         await self._load_models(await member.loaded_elsewhere())

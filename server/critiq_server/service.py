@@ -28,6 +28,7 @@ from critiq_server.engine.demand import Call, Priority
 from critiq_server.engine.engine import ServedModel
 from critiq_server.features.records import Features
 from critiq_server.images.source import ImageSource, RemoteImage
+from critiq_server.others import Nobody, Others
 from critiq_server.prompts import normalise
 from critiq_server.queries import (
     Item,
@@ -70,10 +71,6 @@ _call_bytes: ContextVar[int] = ContextVar("call_bytes", default=0)
 T = TypeVar("T")
 
 
-async def _nobody_else(what: str, **values: str) -> None:
-    """Told to no other process."""
-
-
 class Service:
     """What the faces call. Methods raise only ``critiq.errors``; timeouts are in seconds, ``None`` for the default."""
 
@@ -89,8 +86,8 @@ class Service:
     ) -> None:
         self.settings = settings
         self.registry = registry
-        self.tell: Callable[..., Awaitable[None]] = _nobody_else
-        """Has the other serving processes of this machine load or unload a model, too."""
+        self.others: Others = Nobody()
+        """The other serving processes of this machine."""
         self.admission = admission
         self.metrics = metrics
         self.drift = drift
@@ -294,7 +291,7 @@ class Service:
             self._check_changes_allowed(name)
             await self.routing.catch_up()
             loaded = await self.registry.load(name, version)
-            await self.tell("load", name=name, version=loaded.version)
+            await self.others.tell("load", name=name, version=loaded.version)
             return loaded
 
     async def unload(self, name: str, version: str = "") -> None:
@@ -303,7 +300,7 @@ class Service:
             self._check_changes_allowed(name)
             await self.routing.catch_up()  # another process may have moved an alias a moment ago
             await self.registry.unload(name, version)
-            await self.tell("unload", name=name, version=version)
+            await self.others.tell("unload", name=name, version=version)
 
     async def _item(self, item: Item, timeout: float | None) -> types.ItemResult:
         outcome = await self._outcome(f"item {quoted(item.id)}", item.query, timeout, self._answering.score)

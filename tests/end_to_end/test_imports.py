@@ -112,6 +112,7 @@ LAYERS = [
         "bundles.staging",
         "bundles.lmm",
         "bundles.views",
+        "others",
         "wording",
         "routing.agreement",
         "routing.keys",

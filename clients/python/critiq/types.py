@@ -350,6 +350,15 @@ class Licence:
 
 
 @dataclass(frozen=True, slots=True)
+class Processes:
+    """Of how many serving processes of one machine an answer tells, and the numbers of those that did not answer."""
+
+    answered: int
+    of: int
+    missing: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One version of one model; ``aliases`` are the names of those that point at it."""
 

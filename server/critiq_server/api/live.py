@@ -1,21 +1,25 @@
 """What the page's live view shows: this server's counters since it started, as JSON.
 
-They only grow. Two answers, one subtracted from the other, say what happened in between.
+They only grow, until one of several processes ends. Two answers, one subtracted from the other, say what happened in
+between.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from prometheus_client import Counter, Histogram
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
+from critiq.types import Processes
 from critiq_server.service import Service
 
 Labels = tuple[str, ...]
+_SECONDS = 1.0
+"""Within which other processes must answer: the page asks once a second."""
 
 
 class DistributionJson(BaseModel):
@@ -97,6 +101,7 @@ class LiveJson(BaseModel):
     stages: list[StageJson]
     scores: list[ScoresJson]
     store: StoreJson
+    processes: Processes | None = Field(None, description="Null where one process serves alone.")
 
 
 def add_live(app: FastAPI, service: Service) -> None:
@@ -104,7 +109,9 @@ def add_live(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/live", summary="Counters for the page's live view", tags=["health"], response_model=LiveJson)
     async def live() -> LiveJson:
-        return snapshot(service)
+        replies = await service.others.ask("live", _SECONDS)
+        found, processes = replies.read(_read)
+        return snapshot(service) if processes is None else together([snapshot(service), *found], processes)
 
 
 def snapshot(service: Service) -> LiveJson:
@@ -146,6 +153,62 @@ def snapshot(service: Service) -> LiveJson:
         ],
         store=StoreJson(hits=lookups["hit"], misses=lookups["miss"], bytes=int(_only(metrics.store_bytes))),
     )
+
+
+def together(found: Sequence[LiveJson], processes: Processes) -> LiveJson:
+    """The sums of what several processes counted."""
+    under_way = [each.under_way for each in found]
+    stores = [each.store for each in found]
+    return LiveJson(
+        time=found[0].time,
+        under_way=UnderWayJson(
+            **{name: sum(getattr(each, name) for each in under_way) for name in UnderWayJson.model_fields}
+        ),
+        calls=_summed(each.calls for each in found),
+        pictures=_summed(each.pictures for each in found),
+        latency=_summed(each.latency for each in found),
+        stages=_summed(each.stages for each in found),
+        scores=_summed(each.scores for each in found),
+        store=StoreJson(**{name: sum(getattr(each, name) for each in stores) for name in StoreJson.model_fields}),
+        processes=processes,
+    )
+
+
+def _read(reply: Any) -> LiveJson | None:
+    """``None`` for what a process of another version says."""
+    try:
+        return LiveJson.model_validate(reply)
+    except ValidationError:
+        return None
+
+
+Entry = TypeVar("Entry", bound=BaseModel)
+
+
+def _summed(lists: Iterable[Sequence[Entry]]) -> list[Entry]:
+    """Entries with the same names as one, whose counts and histograms are sums."""
+    groups: dict[Labels, list[Entry]] = {}
+    for entries in lists:
+        for entry in entries:
+            names = tuple(value for _, value in entry if isinstance(value, str))
+            groups.setdefault(names, []).append(entry)
+    return [_sum(group) for group in groups.values()]
+
+
+def _sum(group: Sequence[Entry]) -> Entry:
+    sums: dict[str, Any] = {}
+    for name, value in group[0]:
+        values = [getattr(entry, name) for entry in group]
+        if isinstance(value, int):
+            sums[name] = sum(values)
+        elif isinstance(value, DistributionJson):
+            alike = [each for each in values if each.bounds == value.bounds]  # all, but during an upgrade
+            sums[name] = DistributionJson(
+                bounds=value.bounds,
+                counts=[sum(counts) for counts in zip(*(each.counts for each in alike), strict=True)],
+                sum=sum(each.sum for each in alike),
+            )
+    return group[0].model_copy(update=sums)
 
 
 def counts(counter: Counter) -> Iterator[tuple[Labels, int]]:

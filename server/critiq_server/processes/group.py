@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 
 from critiq.errors import FailedPrecondition
+from critiq.types import Processes
+from critiq_server.others import SECONDS, Replies
 
 VARIABLE = "CRITIQ_PROCESS"
 """In the environment of a process that another one started: :meth:`Member.text`."""
@@ -101,6 +105,18 @@ class Member:
                 f"done here, but {len(refusals)} of the other {self.count - 1} processes could not: {refusals[0]}"
             )
 
+    async def ask(self, what: str, seconds: float = SECONDS, **values: Any) -> Replies:
+        """What the others that serve answer. One that is being replaced is the same as who takes its place."""
+        paths = self._others()
+        answers = await asyncio.gather(*(_asked(path, what, values, seconds) for path in paths))
+        found = {
+            _number(path): answer
+            for path, answer in zip(paths, answers, strict=True)
+            if answer is not None and _number(path) != self.number
+        }
+        missing = tuple(number for number in range(self.count) if number != self.number and number not in found)
+        return Replies(found, Processes(self.count - len(missing), self.count, missing))
+
     async def loaded_elsewhere(self) -> tuple[str, ...]:
         """NAME:VERSION of what another process that is ready serves; empty if none is."""
         for path in self._others():
@@ -115,10 +131,31 @@ class Member:
         return ()
 
     def _others(self) -> list[Path]:
-        return sorted(path for path in self.directory.glob("*.sock") if path != self.path)
+        """Their sockets; of one number the newest last."""
+        return sorted((path for path in self.directory.glob("*.sock") if path != self.path), key=_order)
+
+
+def _order(path: Path) -> list[int]:
+    """Number and generation, of which sockets' names are made."""
+    return [int(part) for part in path.stem.split("-")]
+
+
+def _number(path: Path) -> int:
+    return _order(path)[0]
+
+
+async def _asked(path: Path, what: str, values: Mapping[str, Any], seconds: float) -> Any:
+    """The answer of one process; ``None``: it does not serve, or has nothing to say in time."""
+    try:
+        async with asyncio.timeout(seconds), talk(path, seconds) as http:
+            answer = await http.post(f"/ask/{what}", content=orjson.dumps(values))
+        return orjson.loads(answer.content) if answer.status_code == httpx.codes.OK else None
+    except (TimeoutError, httpx.TransportError, orjson.JSONDecodeError):
+        return None
 
 
 def talk(path: Path, seconds: float = _LONGEST_LOAD) -> httpx.AsyncClient:
     """A client of the process that has this socket; each answer may take so long."""
-    transport = httpx.AsyncHTTPTransport(uds=str(path))
+    # Without TLS there is nothing to verify, and to read all authorities' certificates takes 50 ms.
+    transport = httpx.AsyncHTTPTransport(uds=str(path), verify=False)
     return httpx.AsyncClient(transport=transport, base_url="http://process", timeout=seconds)

@@ -102,7 +102,8 @@ class MergedMetrics(Collector):
 def _ask(path: Path) -> str:
     """The metrics of one process; empty if it does not answer."""
     try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=_SECONDS) as http:
+        # No TLS, no authorities: reading their certificates would take 50 ms.
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path), verify=False), timeout=_SECONDS) as http:
             answer = http.get("http://process/metrics/", headers={"Accept": "text/plain"})
             return answer.text if answer.status_code == httpx.codes.OK else ""
     except httpx.TransportError:

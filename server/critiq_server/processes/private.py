@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
-from prometheus_client import CollectorRegistry
+import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from critiq.errors import CritiqError
+from critiq_server.api.live import snapshot
 from critiq_server.api.metrics import metrics_app
-from critiq_server.registry import Registry
-from critiq_server.routing.operations import Routing
+from critiq_server.service import Service
 from critiq_server.telemetry.faults import internal
 
+Answer = Callable[[Mapping[str, Any]], Awaitable[Any]]
+"""To what another process asks by JSON, in JSON."""
 
-def private_app(
-    registry: Registry, routing: Routing, metrics: CollectorRegistry, is_ready: Callable[[], bool]
-) -> Starlette:
-    """``GET /metrics``, ``/ready`` and ``/loaded``; ``POST /load`` and ``/unload`` with a name and a version."""
+
+def private_app(service: Service, is_ready: Callable[[], bool], is_serving: Callable[[], bool]) -> Starlette:
+    """``GET /metrics``, ``/ready`` and ``/loaded``; ``POST /load`` and ``/unload`` with a name and a version;
+    ``POST /ask/...`` for what answers of the whole group are made of.
+
+    Args:
+        is_ready: whether it serves its default model.
+        is_serving: whether it takes calls at all: what it knows counts from its start until it stops.
+    """
+    registry, routing = service.registry, service.routing
+    answers = _answers(service)
 
     async def ready(request: Request) -> Response:
         return PlainTextResponse("", 200 if is_ready() else 503)
@@ -47,12 +57,34 @@ def private_app(
     async def unload(request: Request) -> Response:
         return await change(request, registry.unload, "unloading")
 
+    async def ask(request: Request) -> Response:
+        what = request.path_params["what"]
+        if not is_serving():
+            return PlainTextResponse("", 503)
+        if what not in answers:  # it is of another version, as one may be during an upgrade
+            return PlainTextResponse(f"nothing is known of {what}", 404)
+        try:
+            found = await answers[what](await request.json())
+        except CritiqError as error:
+            return PlainTextResponse(error.message, 409)
+        except Exception as error:
+            return PlainTextResponse(internal(f"asked by another process: {what}", error).message, 500)
+        return Response(orjson.dumps(found), media_type="application/json")
+
     return Starlette(
         routes=[
             Route("/ready", ready),
             Route("/loaded", loaded),
             Route("/load", load, methods=["POST"]),
             Route("/unload", unload, methods=["POST"]),
-            Mount("/metrics", metrics_app(metrics)),
+            Route("/ask/{what}", ask, methods=["POST"]),
+            Mount("/metrics", metrics_app(service.metrics.registry)),
         ]
     )
+
+
+def _answers(service: Service) -> Mapping[str, Answer]:
+    async def live(asked: Mapping[str, Any]) -> Any:
+        return snapshot(service).model_dump()
+
+    return {"live": live}

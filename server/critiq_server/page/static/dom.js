@@ -57,6 +57,12 @@ export function bytes(count) {
   return count < 1e6 ? `${number(count / 1e3, 0)} kB` : `${number(count / 1e6, 1)} MB`;
 }
 
+/** Says of which of several processes an answer does not tell; null where it tells of all. */
+export function absent({ processes }) {
+  if (!processes?.missing.length) return null;
+  return `without process ${processes.missing.join(", ")} of ${processes.of}, which did not answer`;
+}
+
 /** A table that scrolls sideways in its own region, with a caption; `head` and `rows` hold strings or nodes. */
 export function table(caption, head, rows) {
   const cell = (entry, at) => (at === 0 ? el("th", { scope: "row" }, entry) : el("td", {}, entry));

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { bars } from "./charts.js";
-import { el, many, number, show, table } from "./dom.js";
+import { absent, el, many, number, show, table } from "./dom.js";
 
 const SECONDS = 15;
 const STATES = {
@@ -49,12 +49,14 @@ export class Drift {
   }
 
   draw(report) {
-    const shown = JSON.stringify(report.series);
+    const missing = absent(report);
+    const shown = JSON.stringify([report.series, missing]);
     if (this.drawn === shown && this.node.childElementCount) return;
     this.drawn = shown;
     const series = report.series;
     show(this.node, head(report),
       series.length > 0 && el("p", { class: "hint" }, ABOUT),
+      missing && el("p", { class: "notice warn" }, missing),
       !report.enabled && el("p", { class: "notice warn" }, "Watching for drift is switched off in the server's settings."),
       report.enabled && !series.length && el("p", { class: "card hint" },
         "Nothing was scored yet. As pictures come in, their scores, sizes, formats and prompts are held against what came before."),

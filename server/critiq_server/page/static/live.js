@@ -1,7 +1,7 @@
 // Traffic as it happens: the server's counters twice a second apart, and what changed between them.
 
 import { get } from "./api.js";
-import { el, many, number, bytes, show, table } from "./dom.js";
+import { absent, el, many, number, bytes, show, table } from "./dom.js";
 import { bars, lines } from "./charts.js";
 
 const SECONDS = 1;
@@ -60,10 +60,12 @@ export class Live {
     this.asking = true;
     try {
       const now = await get("v1/live");
-      if (this.last) this.push(between(this.last, now));
+      // What a process counted comes and goes with it: that is no second's traffic.
+      if (this.last) this.push(sameProcesses(this.last, now) ? between(this.last, now) : null);
       this.last = now;
-      this.state.textContent = "updating every second";
-      this.state.classList.remove("bad-text");
+      const missing = absent(now);
+      this.state.textContent = missing || "updating every second";
+      this.state.classList.toggle("bad-text", Boolean(missing));
       this.draw(now);
     } catch (error) {
       this.push(null);
@@ -103,6 +105,12 @@ export class Live {
     keepScroll(outcomes, table("Calls by outcome", ["Operation", "Model", "Outcome", "Calls"],
       now.calls.map(({ operation, model, code, count }) => [operation, model, code, count.toLocaleString("en-GB")])));
   }
+}
+
+/** Whether two answers tell of the same processes: none came, went, or began anew. */
+function sameProcesses(before, after) {
+  const all = ({ calls }) => calls.reduce((sum, { count }) => sum + count, 0);
+  return JSON.stringify(before.processes) === JSON.stringify(after.processes) && all(before) <= all(after);
 }
 
 /** What happened between two answers, a second. */
