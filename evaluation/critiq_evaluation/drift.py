@@ -84,7 +84,17 @@ def merged(answers: Mapping[str, DriftJson]) -> DriftJson:
             key = entry.model, entry.version, entry.label, entry.kind, entry.name
             groups.setdefault(key, []).append((url, entry))
     series = [_merged_series(settings, group, now) for group in groups.values()]
-    return _without_sketches(first, series)
+    return _without_sketches(first.model_copy(update={"processes": None}), series)
+
+
+def silent(answers: Mapping[str, DriftJson]) -> list[str]:
+    """Of which processes of which server, by URL, the answers do not tell."""
+    return [
+        f"{url}: {len(found.missing)} of {found.of} processes did not answer, and are left out: "
+        f"{', '.join(map(str, found.missing))}"
+        for url, answer in answers.items()
+        if (found := answer.processes) is not None and found.missing
+    ]
 
 
 def _merged_series(settings: DriftSettings, group: Sequence[tuple[str, SeriesJson]], now: float) -> SeriesJson:

@@ -26,6 +26,7 @@ from critiq_server.jobs.operations import Jobs
 from critiq_server.jobs.store import JobStoreError
 from critiq_server.listening import HttpFace, StartError, open_socket, taken
 from critiq_server.moderation import Moderation, load_policies
+from critiq_server.others import ALONE
 from critiq_server.processes.group import Member
 from critiq_server.processes.private import private_app
 from critiq_server.scoring.policy_files import PolicyError
@@ -80,16 +81,17 @@ class App:
             self._tracer = traces.start(self.settings.telemetry.traces)
         except (TlsError, KeysError, PolicyError, ProfilingUnavailable, traces.TracesUnavailable) as error:
             raise StartError(str(error)) from error
+        if self._member is not None:
+            await self._member.take_turn()
         self._assembly = Assembly(
             self.settings,
             self.metrics,
             tuple(self._policies),
             self._on_model_change,
+            others=self._member or ALONE,
         )
         self.service = self._assembly.service
         shared = self._member is not None
-        if self._member is not None:
-            self.service.others = self._member
         self.moderation = Moderation(self.service, self._policies)
         self.jobs = Jobs(self.settings.jobs, self.moderation, self.metrics, shared=shared)
         try:
@@ -118,7 +120,7 @@ class App:
         ]
         drift = self.settings.drift
         if drift.enabled:
-            looking = again_and_again(drift.check_seconds, "watching for drift", self._look_for_drift)
+            looking = again_and_again(drift.check_seconds, "watching for drift", self.service.drift.look)
             self._watching.append(asyncio.create_task(looking))
         self._watching += [
             asyncio.create_task(watched.watch()) for watched in (self._guard, self._certificates) if watched is not None
@@ -174,12 +176,6 @@ class App:
             task.cancel()
         await self._assembly.close()
         await traces.stop(self._tracer)
-
-    async def _look_for_drift(self) -> None:
-        drift = self.service.drift
-        for origin, series in drift.fresh():
-            drift.look(origin, series)
-            await asyncio.sleep(0)  # half a millisecond each: requests come in between
 
     @property
     def ready(self) -> bool:

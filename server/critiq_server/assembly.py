@@ -23,6 +23,7 @@ from critiq_server.features.store import StoreError
 from critiq_server.features.tiers import Report
 from critiq_server.images.remote import RemotePictures
 from critiq_server.listening import StartError
+from critiq_server.others import ALONE, Others
 from critiq_server.queues import QueueCollector, with_queues
 from critiq_server.registry import Registry
 from critiq_server.routing.operations import Routing
@@ -32,6 +33,7 @@ from critiq_server.routing.state import StateError, StateFile
 from critiq_server.runtime.lmm.pool import Lmms
 from critiq_server.runtime.onnx import usable_cores
 from critiq_server.scoring.drift import DriftMonitor
+from critiq_server.scoring.drift_group import GroupDrift
 from critiq_server.scoring.drift_metrics import DriftCollector
 from critiq_server.scoring.policies import Policy, unfit
 from critiq_server.service import Service
@@ -48,6 +50,7 @@ class Assembly:
         metrics: where the parts count.
         policies: moderation policies; a model that they are about must give what they compare.
         on_change: told (name, version, serving?) when a model's version starts or stops serving.
+        others: serving processes of the same group.
         cores: threads that decode and compute on the CPU; 0: as many as this process may use cores.
 
     Raises:
@@ -61,12 +64,14 @@ class Assembly:
         policies: Collection[Policy] = (),
         on_change: Callable[[str, str, bool], None] = lambda name, version, serving: None,
         cores: int = 0,
+        others: Others = ALONE,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._policies = policies
         self._told = on_change
         self._cores = cores or usable_cores()
+        self._others = others
         try:
             self.service = self._build_service()
         except StoreError as error:
@@ -152,8 +157,9 @@ class Assembly:
             self._on_load,
         )
         metrics.registry.register(QueueCollector(registry.served, lambda: darkroom.waiting))
-        self._drift = DriftMonitor(settings.drift)
-        metrics.registry.register(DriftCollector(self._drift.all))
+        self._drift = DriftMonitor(settings.drift, share=self._others.count)
+        drift = GroupDrift(self._drift, self._others)
+        metrics.registry.register(DriftCollector(drift.watched))
         metrics.registry.register(RoomCollector(settings.written_to()))
 
         def on_output(served: ServedModel, stage: str, features: Features) -> None:
@@ -175,7 +181,7 @@ class Assembly:
         )
         metrics.registry.register(ShadowCollector(self._shadows.reports))
         routing = Routing(registry, state, self._shadows, allowed=models.allow_changes, policies=self._policies)
-        return Service(settings, registry, answering, admission, metrics, self._drift, routing)
+        return Service(settings, registry, answering, admission, metrics, drift, routing, self._others)
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:
         self._drift.serve(model.manifest, model.vectors)

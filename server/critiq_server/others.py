@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from critiq.types import Processes
 
 SECONDS = 3.0
 """Within which another process must answer to be counted."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 T = TypeVar("T")
 
@@ -33,21 +35,31 @@ class Replies:
 
 
 class Others(Protocol):
-    """All the serving processes of a group but this one."""
+    """All the serving processes of a group but this one, which is the ``number``-th of ``count``."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def count(self) -> int: ...
 
     async def tell(self, what: str, **values: str) -> None:
         """Has every other process do the same. Raises ``FailedPrecondition`` if one of them could not."""
 
-    async def ask(self, what: str, seconds: float = SECONDS, **values: Any) -> Replies:
+    async def ask(self, what: str, about: Mapping[str, Any] = NOTHING, seconds: float = SECONDS) -> Replies:
         """Asks all at once. Raises nothing: who does not answer within ``seconds`` is named in the replies."""
 
 
 class Nobody:
     """Where a process was started by itself."""
 
+    number, count = 0, 1
+
     async def tell(self, what: str, **values: str) -> None:
         """Does nothing."""
 
-    async def ask(self, what: str, seconds: float = SECONDS, **values: Any) -> Replies:
+    async def ask(self, what: str, about: Mapping[str, Any] = NOTHING, seconds: float = SECONDS) -> Replies:
         """There are no replies."""
         return Replies({})
+
+
+ALONE: Others = Nobody()

@@ -28,7 +28,7 @@ from critiq_server.engine.demand import Call, Priority
 from critiq_server.engine.engine import ServedModel
 from critiq_server.features.records import Features
 from critiq_server.images.source import ImageSource, RemoteImage
-from critiq_server.others import Nobody, Others
+from critiq_server.others import ALONE, Others
 from critiq_server.prompts import normalise
 from critiq_server.queries import (
     Item,
@@ -44,7 +44,7 @@ from critiq_server.queries import (
 )
 from critiq_server.registry import Registry
 from critiq_server.routing.operations import Routing
-from critiq_server.scoring.drift import DriftMonitor
+from critiq_server.scoring.drift_group import GroupDrift
 from critiq_server.scoring.ranking import (
     EVERYTHING,
     Candidate,
@@ -81,13 +81,13 @@ class Service:
         answering: Answering,
         admission: Admission,
         metrics: Metrics,
-        drift: DriftMonitor,
+        drift: GroupDrift,
         routing: Routing | None = None,
+        others: Others = ALONE,
     ) -> None:
         self.settings = settings
         self.registry = registry
-        self.others: Others = Nobody()
-        """The other serving processes of this machine."""
+        self.others = others
         self.admission = admission
         self.metrics = metrics
         self.drift = drift

@@ -52,7 +52,10 @@ def report(
     from critiq_evaluation import drift
 
     filters = {name: value for name, value in (("model", model or None), ("label", label)) if value is not None}
-    found = drift.merged({each.url: each.get(**filters) for each in _servers(server, header, timeout)})
+    answers = {each.url: each.get(**filters) for each in _servers(server, header, timeout)}
+    found = drift.merged(answers)
+    for line in drift.silent(answers):
+        typer.echo(line, err=True)
     typer.echo(found.model_dump_json(indent=2) if json_ else drift.table(found), nl=json_)
     if out is not None:
         for path in drift.write(found, out):

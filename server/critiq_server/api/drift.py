@@ -77,7 +77,7 @@ def add_drift(app: FastAPI, service: Service) -> None:
         body = bodies.from_json(BaselineSetJson, await request.body())
         with audited("set baseline", model=body.model, version=body.version):
             model = service.model(body.model, body.version).name  # it may be an alias
-            answer = service.drift.set_baseline(
+            answer = await service.drift.set_baseline(
                 model, body.version, body.label, body.name, hours=body.hours, requests=body.requests
             )
         return Response(answer.model_dump_json(), media_type=bodies.JSON)

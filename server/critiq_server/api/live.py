@@ -109,7 +109,7 @@ def add_live(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/live", summary="Counters for the page's live view", tags=["health"], response_model=LiveJson)
     async def live() -> LiveJson:
-        replies = await service.others.ask("live", _SECONDS)
+        replies = await service.others.ask("live", seconds=_SECONDS)
         found, processes = replies.read(_read)
         return snapshot(service) if processes is None else together([snapshot(service), *found], processes)
 

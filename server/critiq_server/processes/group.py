@@ -16,7 +16,7 @@ import orjson
 
 from critiq.errors import FailedPrecondition
 from critiq.types import Processes
-from critiq_server.others import SECONDS, Replies
+from critiq_server.others import NOTHING, SECONDS, Replies
 
 VARIABLE = "CRITIQ_PROCESS"
 """In the environment of a process that another one started: :meth:`Member.text`."""
@@ -105,10 +105,10 @@ class Member:
                 f"done here, but {len(refusals)} of the other {self.count - 1} processes could not: {refusals[0]}"
             )
 
-    async def ask(self, what: str, seconds: float = SECONDS, **values: Any) -> Replies:
+    async def ask(self, what: str, about: Mapping[str, Any] = NOTHING, seconds: float = SECONDS) -> Replies:
         """What the others that serve answer. One that is being replaced is the same as who takes its place."""
         paths = self._others()
-        answers = await asyncio.gather(*(_asked(path, what, values, seconds) for path in paths))
+        answers = await asyncio.gather(*(_asked(path, what, about, seconds) for path in paths))
         found = {
             _number(path): answer
             for path, answer in zip(paths, answers, strict=True)
@@ -116,6 +116,12 @@ class Member:
         }
         missing = tuple(number for number in range(self.count) if number != self.number and number not in found)
         return Replies(found, Processes(self.count - len(missing), self.count, missing))
+
+    async def take_turn(self) -> None:
+        """Has the process whose place this one takes, if it is still there, write down what this one is to read."""
+        await asyncio.gather(
+            *(_asked(path, "save", NOTHING, SECONDS) for path in self._others() if _number(path) == self.number)
+        )
 
     async def loaded_elsewhere(self) -> tuple[str, ...]:
         """NAME:VERSION of what another process that is ready serves; empty if none is."""
@@ -144,11 +150,11 @@ def _number(path: Path) -> int:
     return _order(path)[0]
 
 
-async def _asked(path: Path, what: str, values: Mapping[str, Any], seconds: float) -> Any:
+async def _asked(path: Path, what: str, about: Mapping[str, Any], seconds: float) -> Any:
     """The answer of one process; ``None``: it does not serve, or has nothing to say in time."""
     try:
         async with asyncio.timeout(seconds), talk(path, seconds) as http:
-            answer = await http.post(f"/ask/{what}", content=orjson.dumps(values))
+            answer = await http.post(f"/ask/{what}", content=orjson.dumps(dict(about)))
         return orjson.loads(answer.content) if answer.status_code == httpx.codes.OK else None
     except (TimeoutError, httpx.TransportError, orjson.JSONDecodeError):
         return None

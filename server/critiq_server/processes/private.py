@@ -87,4 +87,7 @@ def _answers(service: Service) -> Mapping[str, Answer]:
     async def live(asked: Mapping[str, Any]) -> Any:
         return snapshot(service).model_dump()
 
-    return {"live": live}
+    async def here(asked: Mapping[str, Any]) -> Any:
+        return True
+
+    return {"live": live, "here": here, **service.drift.answers()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,12 +41,14 @@ class DriftMonitor:
     Args:
         settings: see there.
         clock: seconds since 1970.
+        share: among so many servers that are to have the baselines of one, together.
     """
 
-    def __init__(self, settings: DriftSettings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, settings: DriftSettings, clock: Callable[[], float] = time.time, share: int = 1) -> None:
         self.settings = settings
+        self._share = share
         self.labels = Labels(settings.labels)
-        self._clock = clock
+        self.now = clock
         self._traffic: dict[Origin, dict[Quantity, Series]] = {}
         """The longest unused first."""
         self._waiting: list[tuple[Manifest, str, Sequence[Score], ImageReport, int, int]] = []
@@ -91,7 +94,7 @@ class DriftMonitor:
 
     def flush(self) -> None:
         """Puts what was collected into the series."""
-        now, waiting, self._waiting = self._clock(), self._waiting, []
+        now, waiting, self._waiting = self.now(), self._waiting, []
         columns: dict[tuple[int, str], tuple[Manifest, dict[Quantity, list[float]]]] = {}
         for manifest, label, scores, image, size, prompt_length in waiting:
             entry = columns.get((id(manifest), label))
@@ -134,7 +137,7 @@ class DriftMonitor:
     def look(self, origin: Origin, series: Series) -> None:
         """Judges one series; a change of its state is logged."""
         before = series.state
-        state = series.look(self._clock())
+        state = series.look(self.now())
         if state != before:
             model, version, label = origin
             write = logger.warning if state in ("warning", "alarm") else logger.info
@@ -160,7 +163,7 @@ class DriftMonitor:
     ) -> DriftJson:
         """What ``/v1/drift`` answers."""
         self.flush()
-        now, entries = self._clock(), []
+        now, entries = self.now(), []
         for named in self.all(model, version, label):
             entries.append(describe(*named, now, sketches=sketches))
             await asyncio.sleep(0)  # one or two milliseconds each: requests come in between
@@ -186,36 +189,52 @@ class DriftMonitor:
             NotFound: there is no such series.
             FailedPrecondition: none of them has enough values in that time; those that have not are left as they are.
         """
-        settings = self.settings
-        if not settings.allow_changes:
+        self.check_baseline(hours, requests)
+        counts = self.counts(model, version, label, name, hours)
+        now = self.now()
+        begun = self.begin(chosen(counts, hours, self.settings.least_count), hours, requests, now)
+        return report(self.settings, [describe(*named, now) for named in begun], now)
+
+    def check_baseline(self, hours: float | None, requests: int | None) -> None:
+        """Raises what :meth:`set_baseline` does for what is asked, whatever there is."""
+        most = self.settings.keep_days * 24
+        if not self.settings.allow_changes:
             raise PermissionDenied("setting baselines is switched off; set drift.allow_changes to allow it")
         if (hours is None) == (requests is None):
             raise InvalidArgument("give either hours or requests", field="hours")
-        if hours is not None and not 0 < hours <= settings.keep_days * 24:
-            most = settings.keep_days * 24
+        if hours is not None and not 0 < hours <= most:
             raise InvalidArgument(f"{hours:g}; more than 0 and up to {most:g} are due", field="hours")
         if requests is not None and not 100 <= requests <= 10_000_000:
             raise InvalidArgument(f"{requests}; 100 to 10000000 are due", field="requests")
+
+    def counts(
+        self, model: str, version: str = "", label: str | None = None, name: str = "", hours: float | None = None
+    ) -> dict[str, int]:
+        """How many values the series, by their keys, got in the last ``hours``, and since their baseline."""
         self.flush()
-        chosen = self.all(model, version, label, name)
-        if not chosen:
-            raise NotFound("there is no such series; GET /v1/drift lists them", field="model")
-        now = self._clock()
-        if requests is not None:
-            for *_, series in chosen:
-                every = max(1, settings.embedding_every) if series.kind == "embedding" else 1
-                series.learn(max(settings.least_count, requests // every), now)
-        elif hours is not None:
-            counts = [series.freeze(now, hours * 3600) for *_, series in chosen]
-            if max(counts) < settings.least_count:
-                raise FailedPrecondition(
-                    f"the last {hours:g} hours have {max(counts)} values since the last baseline, and "
-                    f"{settings.least_count} are needed; wait, or give requests",
-                    field="hours",
-                )
-            chosen = [named for named, count in zip(chosen, counts, strict=True) if count >= settings.least_count]
+        now, seconds = self.now(), 3600 * (hours or 0)
+        return {
+            drift_files.key_of(of, its_version, its_label, series.kind, series.name): series.count_since(now, seconds)
+            for of, its_version, its_label, series in self.all(model, version, label, name)
+        }
+
+    def begin(self, keys: Collection[str], hours: float | None, requests: int | None, now: float) -> list[Named]:
+        """Sets the baseline of the series with these keys, and returns them.
+
+        One that has nothing of the last ``hours``, while others have, learns its baseline anew.
+        """
+        self.flush()
+        begun = []
+        for model, version, label, series in self.all():
+            if drift_files.key_of(model, version, label, series.kind, series.name) not in keys:
+                continue
+            if hours is not None and series.count_since(now, 3600 * hours):
+                series.freeze(now, 3600 * hours)
+            else:
+                series.learn(self._wanted(series.kind, requests or self.settings.baseline_requests), now)
+            begun.append((model, version, label, series))
         self.save()
-        return report(settings, [describe(*named, now) for named in chosen], now)
+        return begun
 
     def save(self) -> None:
         """Writes all series to the directory of the settings, if there is one; a failure is logged."""
@@ -238,8 +257,8 @@ class DriftMonitor:
             return group[quantity]
         kind, name = quantity
         reference = manifest.dimension(name).reference if kind == "score" else None
-        categories = FORMATS if quantity == ("input", "format") else ()
-        series = group[quantity] = Series(kind, name, self.settings, reference, categories)
+        wanted = self._wanted(kind, self.settings.baseline_requests)
+        series = group[quantity] = Series(kind, name, self.settings, reference, categories_of(kind, name), wanted)
         key = drift_files.key_of(*origin, kind, name)
         if (saved := self._saved.pop(key, None)) is not None:
             try:
@@ -248,6 +267,12 @@ class DriftMonitor:
                 logger.warning("a saved series cannot be read, and starts anew", series=key, reason=str(error))
         self._make_room()
         return series
+
+    def _wanted(self, kind: Kind, requests: int) -> int:
+        """Values that so many requests to all servers bring this one, for a baseline."""
+        if kind == "embedding":
+            requests = max(self.settings.least_count, requests // max(1, self.settings.embedding_every))
+        return max(1, math.ceil(max(self.settings.least_count, requests) / self._share))
 
     def _make_room(self) -> None:
         """Forgets the longest unused traffic while there are too many series."""
@@ -260,6 +285,31 @@ class DriftMonitor:
                 version=version,
                 label=label,
             )
+
+
+def categories_of(kind: Kind, name: str) -> tuple[str, ...]:
+    """What a quantity's values are called, where they have names."""
+    return FORMATS if (kind, name) == ("input", "format") else ()
+
+
+def chosen(counts: Mapping[str, int], hours: float | None, least: int) -> list[str]:
+    """Keys of the series whose baseline can be set, by how many values they have of the last ``hours``.
+
+    Raises:
+        NotFound: there is no series.
+        FailedPrecondition: none has enough.
+    """
+    if not counts:
+        raise NotFound("there is no such series; GET /v1/drift lists them", field="model")
+    if hours is None:
+        return list(counts)
+    if (most := max(counts.values())) < least:
+        raise FailedPrecondition(
+            f"the last {hours:g} hours have {most} values since the last baseline, and {least} are needed; wait, or "
+            "give requests",
+            field="hours",
+        )
+    return [key for key, count in counts.items() if count >= least]
 
 
 @dataclass(eq=False)

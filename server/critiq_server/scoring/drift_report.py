@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
+from critiq.types import Processes
 from critiq_server.scoring.drift_series import SEVERITY, Kind, Series, State, Window
 from critiq_server.scoring.drift_settings import DriftSettings
 from critiq_server.scoring.drift_statistics import Comparison
@@ -109,13 +110,16 @@ class DriftJson(BaseModel):
     time: str
     rule: RuleJson
     series: list[SeriesJson]
+    processes: Processes | None = Field(None, description="Whose traffic it is; null where one process serves alone.")
 
 
 Named = tuple[str, str, str, Series]
 """Model, version, label, series."""
 
 
-def report(settings: DriftSettings, entries: list[SeriesJson], now: float) -> DriftJson:
+def report(
+    settings: DriftSettings, entries: list[SeriesJson], now: float, processes: Processes | None = None
+) -> DriftJson:
     """Series described at ``now`` (seconds since 1970), and the worst of their states."""
     return DriftJson(
         enabled=settings.enabled,
@@ -123,6 +127,7 @@ def report(settings: DriftSettings, entries: list[SeriesJson], now: float) -> Dr
         time=iso(now),
         rule=RuleJson(**{name: getattr(settings, name) for name in RuleJson.model_fields}),
         series=entries,
+        processes=processes,
     )
 
 

@@ -188,17 +188,17 @@ class Series:
             return windows[-1] if windows else None
         return min(reversed(judged), key=lambda window: window.comparisons[self.against].p_value)
 
-    def freeze(self, now: float, seconds: float) -> int:
-        """Makes what came in the last ``seconds`` the baseline, if it is enough; returns how many values came."""
+    def count_since(self, now: float, seconds: float) -> int:
+        """How many values came in the last ``seconds``, and since the baseline; whole slots count."""
+        return sum(slot.summary.count for slot in self._since(now, seconds))
+
+    def freeze(self, now: float, seconds: float) -> None:
+        """Makes what came in the last ``seconds`` the baseline; there must be something (:meth:`count_since`)."""
         newest = self._empty(BASELINE_K)
-        earliest = int(now // self.ring.unit) - math.ceil(seconds / self.ring.unit)
-        for slot in self.ring.slots:
-            if slot.start > earliest:
-                newest.merge(slot.summary)
-        if newest.count >= self.settings.least_count:
-            self.baseline = newest
-            self._fix(now)
-        return int(newest.count)
+        for slot in self._since(now, seconds):
+            newest.merge(slot.summary)
+        self.baseline = newest
+        self._fix(now)
 
     def learn(self, requests: int, now: float) -> None:
         """Forgets the baseline; the next ``requests`` values become one."""
@@ -261,22 +261,44 @@ class Series:
         self.fresh = True
 
     def merge(self, dumped: dict[str, Any]) -> None:
-        """Adds what another server's series of the same quantity dumped. Raises ``ValueError`` if that does not fit."""
+        """Adds what another server's or process's series of the same quantity dumped.
+
+        Baselines that are finished are joined, or else those that are being learnt. Raises ``ValueError`` if it does
+        not fit.
+        """
         other = Series(self.kind, self.name, self.settings, self.reference, self.categories)
         other.restore(dumped)
         if dumped["unit"] != self.ring.unit:
             raise ValueError(f"its windows are made of {dumped['unit']:g} s, these of {self.ring.unit:g} s")
-        if self.kind == "embedding" and other._width != self._width:
+        self._width, other._width = self._width or other._width, other._width or self._width
+        if other._width != self._width:
             raise ValueError(f"its vectors have {other._width} coordinates, these {self._width}")
         self.ring.merge(other.ring.slots)
         self.count += other.count
-        if self.frozen is not None and other.frozen is not None and self.baseline is not None:
-            joined = self._empty(BASELINE_K)
-            joined.merge(self.baseline)
-            joined.merge(other.baseline)
-            self.baseline, self.frozen, self._yardstick = joined, max(self.frozen, other.frozen), None
-        elif other.frozen is not None:
-            self.baseline, self.frozen, self._yardstick = other.baseline, other.frozen, None
+        self.wanted += other.wanted
+        self._yardstick = None
+        if (self.frozen is None) != (other.frozen is None):
+            if other.frozen is not None:
+                self.baseline, self.frozen = other.baseline, other.frozen
+            return
+        if self.frozen is not None and other.frozen is not None:
+            self.frozen = max(self.frozen, other.frozen)
+        baselines: list[Any] = [each for each in (self.baseline, other.baseline) if each is not None]
+        if baselines:
+            self.baseline = self._empty(BASELINE_K)
+            for each in baselines:
+                self.baseline.merge(each)
+
+    def go_on_from(self, before: Series | None) -> None:
+        """Takes over the state that the last look at the same quantity gave; ``None``: there was none."""
+        self.state = "learning" if self.against == "baseline" and self.frozen is None else "steady"
+        self.since, self._calm = 0.0, None
+        if before is not None:
+            self.state, self.since, self._calm = before.state, before.since, before._calm
+
+    def _since(self, now: float, seconds: float) -> list[Slot[Any]]:
+        earliest = int(now // self.ring.unit) - math.ceil(seconds / self.ring.unit)
+        return [slot for slot in self.ring.slots if slot.start > earliest]
 
     def _tests(self, now: float) -> Iterator[tuple[int, int, Comparison]]:
         """``(start, count, result)`` of each window; ``start`` in units of the ring.

@@ -166,7 +166,7 @@ async def test_baselines_cannot_be_set_unless_allowed_and_outlast_the_process(tm
         assert await again.counts() == {"web": 400}
         assert {entry.baseline.state for entry in (await again.drift()).series if entry.baseline} == {"frozen"}
         await again.score(300, mean=180)
-        await until(lambda: any(series.state == "alarm" for *_, series in app.service.drift.all()))
+        await until(lambda: any(series.state == "alarm" for *_, series in app.service.drift.watched()))
 
 
 async def test_the_answer_is_json_whatever_is_accepted(server: Server) -> None:

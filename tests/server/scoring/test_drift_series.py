@@ -74,18 +74,18 @@ def test_a_certain_but_tiny_difference_is_none() -> None:
 def test_freezing_takes_the_last_hours_as_the_new_normal() -> None:
     stream = Stream().feed(200).feed(120, mean=1.0)
     assert stream.states[-1] == "alarm"
-    assert 1500 <= stream.series.freeze(stream.now, 3600) <= 3000  # whole slots: half of the hour at least
+    assert 1500 <= stream.series.count_since(stream.now, 3600) <= 3000  # whole slots: half of the hour at least
+    stream.series.freeze(stream.now, 3600)
     stream.feed(300, mean=1.0)
     assert set(stream.states[-300:]) == {"steady"}
     stream.feed(30)
     assert stream.states[-1] == "alarm"  # what was normal is not any more
 
 
-def test_freezing_nothing_changes_nothing() -> None:
+def test_of_what_is_older_nothing_counts() -> None:
     stream = Stream().feed(150)
-    frozen = stream.series.frozen
-    assert stream.series.freeze(stream.now + 7200, 3600) == 0
-    assert stream.series.frozen == frozen
+    assert stream.series.count_since(stream.now, 7200) > 0
+    assert stream.series.count_since(stream.now + 7200, 3600) == 0
 
 
 def test_learning_anew_forgets_the_alarm() -> None:
