@@ -24,7 +24,7 @@ from critiq_server.api.tracing import TracedHttp
 from critiq_server.assembly import Assembly
 from critiq_server.jobs.operations import Jobs
 from critiq_server.jobs.store import JobStoreError
-from critiq_server.listening import HttpFace, StartError, open_socket, taken
+from critiq_server.listening import HttpFace, StartError, in_url, open_socket, taken
 from critiq_server.moderation import Moderation, load_policies
 from critiq_server.others import ALONE
 from critiq_server.processes.group import Member
@@ -34,6 +34,7 @@ from critiq_server.security.guard import open_guard
 from critiq_server.security.keys import KeysError
 from critiq_server.security.tls import Certificates, TlsError
 from critiq_server.settings import LOOPBACK, Settings
+from critiq_server.stopping import Stopping
 from critiq_server.telemetry import traces
 from critiq_server.telemetry.faults import again_and_again
 from critiq_server.telemetry.gpu import watch_gpus
@@ -207,7 +208,7 @@ class App:
             try:
                 self._grpc.bind_socket(server.grpc_socket if member is None else member.grpc_path)
             except OSError as error:
-                raise StartError(f"server.grpc_socket: {error}; its directory must exist and let us write") from error
+                raise StartError(f"server.grpc_socket: {error}") from error
         self._rest_socket = opened("rest", server.host, server.rest_port, "--rest-port")
         self.rest_port = self._rest_socket.getsockname()[1]
         try:
@@ -269,20 +270,29 @@ def _connections(faces: Sequence[HttpFace]) -> int:
 
 
 async def serve(settings: Settings, member: Member | None = None) -> None:
-    """Runs until SIGTERM or SIGINT, then drains. A second signal stops at once.
+    """Runs until SIGTERM, SIGINT or SIGHUP, then drains. A second SIGTERM or SIGINT stops at once.
 
     Args:
-        member: what several processes share of which this is one.
+        member: what several processes share of which this is one. Then the process that started this one decides: to a
+            terminal's signals, and to repeated ones, which service managers send to a whole group, this one is deaf.
     """
     app = App(settings, member=member)
-    stopping = asyncio.Event()
+    # Not by way of the interpreter's exit, which would wait for the batch that a device is computing.
+    stopping = Stopping(lambda: os._exit(1))
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    if member is not None:
-        loop.add_reader(member.lifeline, stopping.set)
+    if member is None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.ask)
+        hangup = getattr(signal, "SIGHUP", None)  # there is none on Windows
+        if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:  # nohup means it
+            loop.add_signal_handler(hangup, stopping.asked.set)
+    else:
+        loop.add_signal_handler(signal.SIGTERM, stopping.asked.set)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        loop.add_reader(member.lifeline, stopping.asked.set)
     await app.start()
-    host = settings.server.host
+    host = in_url(settings.server.host)
     http, grpc = ("http", "") if settings.security.tls.certificate is None else ("https", "grpcs://")
     (logger.info if member is None else logger.debug)(
         "serving",
@@ -291,21 +301,13 @@ async def serve(settings: Settings, member: Member | None = None) -> None:
         metrics=f"{http}://{host}:{app.metrics_port}/metrics",
         docs=f"{http}://{host}:{app.rest_port}/docs",
         **(
-            {"compat": [f"{http}://{settings.compat.host}:{port}" for port in app.compat_ports]}
+            {"compat": [f"{http}://{in_url(settings.compat.host)}:{port}" for port in app.compat_ports]}
             if app.compat_ports
             else {}
         ),
     )
-    await stopping.wait()
+    await stopping.asked.wait()
     if member is not None:
         loop.remove_reader(member.lifeline)
-    stopping.clear()
     logger.info("stopping", under_way=app.service.admission.items, limit_seconds=settings.server.drain_seconds)
-    stop = asyncio.create_task(app.stop())
-    again = asyncio.create_task(stopping.wait())
-    await asyncio.wait((stop, again), return_when=asyncio.FIRST_COMPLETED)
-    if not stop.done():
-        logger.warning("stopping at once", left=app.service.admission.items)
-        # Not by way of the interpreter's exit, which would wait for the batch that a device is computing.
-        os._exit(1)
-    again.cancel()
+    await app.stop()

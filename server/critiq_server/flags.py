@@ -48,7 +48,7 @@ def settings_from(command: str, config: Path | None, named: Mapping[str, Any], a
         # Not the error's own text, which shows the line.
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
         sys.stderr.write(f"{command}: {config}, line {line}: {error.problem}\n")
-    except (FileNotFoundError, yaml.YAMLError, ValueError) as error:
+    except (OSError, yaml.YAMLError, ValueError) as error:
         sys.stderr.write(f"{command}: {error}\n")
     raise typer.Exit(2)
 

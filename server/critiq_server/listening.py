@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
@@ -171,4 +172,11 @@ def open_socket(host: str, port: int, flag: str) -> socket.socket:
 
 def taken(host: str, port: int, error: OSError, flag: str) -> str:
     """The message for a port that cannot be had."""
-    return f"cannot listen on {host}:{port} ({error}); stop what uses it, or choose another {flag}"
+    if error.errno in (errno.EADDRNOTAVAIL, socket.EAI_NONAME, socket.EAI_AGAIN):
+        return f"cannot listen on {host} ({error}); choose an address of this machine"
+    return f"cannot listen on {in_url(host)}:{port} ({error}); stop what uses it, or choose another {flag}"
+
+
+def in_url(host: str) -> str:
+    """The address as it stands before a port."""
+    return f"[{host}]" if ":" in host else host

@@ -22,6 +22,7 @@ from critiq_server.runtime.onnx import RuntimeSettings
 from critiq_server.scoring.drift_settings import DriftSettings
 from critiq_server.scoring.moderation_settings import ModerationSettings
 from critiq_server.security.settings import ConnectionLimits, SecuritySettings
+from critiq_server.strict_yaml import strict_load
 from critiq_server.telemetry.settings import TelemetrySettings
 
 
@@ -34,6 +35,7 @@ class ServerSettings(_Section):
 
     host: str = Field(
         "127.0.0.1",
+        min_length=1,
         description="Address to listen on. Anything but loopback lets others in: see security.keys_file.",
     )
     allowed_hosts: tuple[str, ...] = Field(
@@ -295,18 +297,29 @@ def load_settings(config: Path | None = None, flags: dict[str, Any] | None = Non
         flags: nested values that win over everything.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it cannot be read.
+        yaml.YAMLError: it is no YAML, or says something twice.
         pydantic.ValidationError: a value is wrong.
         ValueError: the file is no mapping, or a variable of the environment names no section.
     """
     global _config_file  # noqa: PLW0603 - pydantic-settings takes its sources from the class
     if config is not None and not config.is_file():
         raise FileNotFoundError(f"there is no configuration file {config}")
-    if config is not None and not isinstance(yaml.safe_load(config.read_bytes()) or {}, dict):
-        raise ValueError(f"{config} holds no settings; it needs sections such as server: and limits:")
+    if config is not None:
+        _check_file(config)
     _check_environment()
     _config_file = config
     return Settings(**(flags or {}))
+
+
+def _check_file(config: Path) -> None:
+    """A section that stands there twice would be ignored in part: the one that says who may call, for instance."""
+    try:
+        found = strict_load(config.read_bytes())
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        raise ValueError(f"{config} is no YAML text in UTF-8 ({type(error).__name__})") from error
+    if not isinstance(found or {}, dict):
+        raise ValueError(f"{config} holds no settings; it needs sections such as server: and limits:")
 
 
 def _check_environment() -> None:

@@ -113,6 +113,8 @@ LAYERS = [
         "bundles.lmm",
         "bundles.views",
         "others",
+        "stopping",
+        "strict_yaml",
         "wording",
         "routing.agreement",
         "routing.keys",

@@ -9,10 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
 import yaml
 from pydantic import ValidationError
 
 from critiq_server import cli
+from critiq_server.flags import settings_from
 from critiq_server.settings import Settings, load_settings, print_settings
 from tests.fixtures.images import encoded, photo
 from tests.support.bundles import write_bundle
@@ -51,6 +53,22 @@ def test_nested_settings_come_from_the_environment_too(monkeypatch: pytest.Monke
     assert settings.models.directories == (Path("/a"), Path("/b"))
 
 
+def test_what_is_said_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("security: {keys_file: keys.yaml}\nserver: {host: 0.0.0.0}\nsecurity: {reload_seconds: 1}\n")
+    with pytest.raises(typer.Exit):
+        settings_from("critiq serve", config, {}, [])
+    assert f"{config}, line 3: the key 'security' is given twice" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(typer.Exit):
+        settings_from("critiq serve", config, {}, [])
+    assert f"{config} is no YAML text in UTF-8" in capsys.readouterr().err
+
+
 def test_a_file_without_settings_changes_nothing(tmp_path: Path) -> None:
     empty = tmp_path / "empty.yaml"
     empty.write_text("# nothing yet\n")
@@ -67,6 +85,7 @@ def test_a_file_without_settings_changes_nothing(tmp_path: Path) -> None:
         ({"limits": {"in_flight": "many"}}, "limits.in_flight"),
         ({"limits": {"in_flight": 8, "batch_items": 9}}, "limits"),
         ({"server": {"rest_port": 70000}}, "server.rest_port"),
+        ({"server": {"host": ""}}, "server.host"),
         ({"runtime": {"provider": "tpu"}}, "runtime.provider"),
         ({"log": {"level": "loud"}}, "log.level"),
         ({"server": 5}, "server"),

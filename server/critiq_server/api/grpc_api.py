@@ -37,6 +37,8 @@ from critiq_server.telemetry.faults import internal
 
 _ENDLESS = 2**31 - 1
 _PING_SECONDS = 20
+_LONGEST_SOCKET = 107
+"""Bytes of a Unix socket's name on Linux."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 M = TypeVar("M", bound=Message)
@@ -101,13 +103,15 @@ class GrpcFace:
         """Listens on a Unix socket too, for this user only: no certificate is asked for there.
 
         Raises:
-            OSError: that cannot be.
+            OSError: that cannot be; says why.
         """
+        if len(os.fsencode(path)) > _LONGEST_SOCKET:
+            raise OSError(f"{path} has {len(os.fsencode(path))} bytes, a socket's name has at most {_LONGEST_SOCKET}")
         before = os.umask(0o077)  # later would be too late: it listens at once
         try:
             self.server.add_insecure_port(f"unix:{path}")
         except RuntimeError as error:
-            raise OSError(f"cannot listen on the socket {path}") from error
+            raise OSError(f"cannot listen on the socket {path}; its directory must exist and let us write") from error
         finally:
             os.umask(before)
 

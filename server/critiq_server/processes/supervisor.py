@@ -23,13 +23,14 @@ from starlette.types import ASGIApp
 from critiq_server.api.access import METRICS, Guarded
 from critiq_server.api.hosts import named
 from critiq_server.api.metrics import metrics_app
-from critiq_server.listening import HttpFace, StartError, open_socket
+from critiq_server.listening import HttpFace, StartError, in_url, open_socket, taken
 from critiq_server.processes.group import VARIABLE, Member, talk
 from critiq_server.processes.merging import MergedMetrics
 from critiq_server.security.guard import open_guard
 from critiq_server.security.keys import KeysError
 from critiq_server.security.tls import Certificates, TlsError
 from critiq_server.settings import Settings
+from critiq_server.stopping import Stopping
 
 logger = structlog.get_logger("critiq")
 
@@ -49,8 +50,6 @@ class _Process:
     running: asyncio.subprocess.Process
     started: float
     served: bool = False
-    ending: bool = False
-    """Told to stop; told again, it would stop at once."""
 
     async def is_ready(self) -> bool:
         if not self.member.path.exists():
@@ -77,7 +76,7 @@ class Supervisor:
         self._all: set[_Process] = set()
         """These, and those that are still starting or stopping."""
         self._generation = 0
-        self._stopping = asyncio.Event()
+        self._stopping = Stopping(self._kill_all)
         self._rolling = asyncio.Lock()
         self._replacing = [asyncio.Lock() for _ in range(self._count)]
         """Held while a number's process is replaced: one that does not start must not keep the others from it."""
@@ -107,11 +106,11 @@ class Supervisor:
 
             loop.add_signal_handler(signal.SIGHUP, roll)
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._on_stop)
+                loop.add_signal_handler(number, self._stopping.ask)
             metrics = asyncio.create_task(self._metrics_face.serve(sockets=[self._metrics_socket]))
             await self._start_all()
             keepers = [asyncio.create_task(self._keep(number)) for number in range(self._count)]
-            await self._stopping.wait()
+            await self._stopping.asked.wait()
             for task in (*keepers, *rolls, *self._watching):
                 task.cancel()
             clean = await self._stop_all()
@@ -175,14 +174,14 @@ class Supervisor:
         started = [await self._spawn(number) for number in range(self._count)]
         for process in started:
             if not await self._wait_ready(process):
-                if self._stopping.is_set():
+                if self._stopping.asked.is_set():
                     return
                 raise StartError(
                     f"process {process.member.number} of {self._count} ended with status {process.running.returncode} "
                     "before it was ready; the log above says why"
                 )
         self._processes = {process.member.number: process for process in started}
-        host = self._settings.server.host
+        host = in_url(self._settings.server.host)
         http, grpc = ("http", "") if self._settings.security.tls.certificate is None else ("https", "grpcs://")
         rest = self._sockets["rest"].getsockname()[1]
         metrics = self._metrics_socket.getsockname()[1]
@@ -215,6 +214,7 @@ class Supervisor:
             *self._arguments,
             env={**self._environment(), VARIABLE: member.text()},
             pass_fds=(*sockets.values(), self._lifeline_end),
+            process_group=0,  # Ctrl-C at a terminal is for this process, which tells the others
         )
         process = _Process(member, running, time.monotonic())
         self._all.add(process)
@@ -229,7 +229,7 @@ class Supervisor:
     async def _wait_ready(self, process: _Process) -> bool:
         """Whether it has become ready; false: it ended, took too long and was ended, or all are to stop."""
         limit = time.monotonic() + self._settings.server.start_seconds
-        while process.running.returncode is None and not self._stopping.is_set():
+        while process.running.returncode is None and not self._stopping.asked.is_set():
             if await process.is_ready():
                 process.served = True
                 return True
@@ -296,10 +296,8 @@ class Supervisor:
 
     async def _end(self, process: _Process) -> bool:
         """Lets it answer what it accepted; whether nothing that it accepted was lost."""
-        if not process.ending:
-            process.ending = True
-            with contextlib.suppress(ProcessLookupError):
-                process.running.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            process.running.terminate()
         try:
             await asyncio.wait_for(process.running.wait(), self._settings.server.drain_seconds + _AFTER_DRAIN)
         except TimeoutError:
@@ -312,13 +310,10 @@ class Supervisor:
     async def _stop_all(self) -> bool:
         return all(await asyncio.gather(*(self._end(process) for process in list(self._all))))
 
-    def _on_stop(self) -> None:
-        if not self._stopping.is_set():
-            self._stopping.set()
-            return
-        for process in self._all:  # the second signal: at once
+    def _kill_all(self) -> None:
+        for process in self._all:
             with contextlib.suppress(ProcessLookupError):
-                process.running.terminate()
+                process.running.kill()
 
 
 def _reserve(host: str, port: int) -> socket.socket:
@@ -336,7 +331,5 @@ def _reserve(host: str, port: int) -> socket.socket:
         shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         shared.bind((host, port))
     except OSError as error:
-        raise StartError(
-            f"cannot listen on {host}:{port} ({error}); stop what uses it, or choose another --grpc-port"
-        ) from error
+        raise StartError(taken(host, port, error, "--grpc-port")) from error
     return shared

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import reprlib
 import tempfile
-from collections.abc import Hashable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from critiq_server.scoring.policies import Policy
+from critiq_server.strict_yaml import strict_load
 
 SUFFIXES = (".yaml", ".yml")
 MAX_BYTES = 1_000_000
@@ -37,7 +37,7 @@ def read_policy(path: Path) -> Policy:
 def parse_policy(text: str, source: str = "policy") -> Policy:
     """The policy in YAML text; ``source`` names it in errors. Raises ``PolicyError``."""
     try:
-        found = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        found = strict_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
         raise PolicyError(f"{source}: this is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
@@ -86,20 +86,6 @@ def write_policy(path: Path, policy: Policy, comment: str = "") -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value[:60]!r} is given twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
-        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -19,6 +19,8 @@ from typing import Annotated, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
+from critiq_server.strict_yaml import strict_load
+
 Scope = Literal["score", "models", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
@@ -130,7 +132,7 @@ def read_keys(path: Path) -> Ring:
 
 def _parse(path: Path, data: bytes) -> Ring:
     try:
-        content = yaml.safe_load(data.decode())
+        content = strict_load(data.decode())
         keys = _KEYS.validate_python([] if content is None else content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -139,7 +141,7 @@ def _parse(path: Path, data: bytes) -> Ring:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
         raise KeysError(f"{path}{line}: this is no YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise KeysError(f"{path}: this is no YAML text in UTF-8 ({type(error).__name__})") from None
     handles = [key.handle for key in keys]
     if len(set(handles)) < len(handles):

@@ -66,7 +66,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 def children(server: ServerProcess) -> list[psutil.Process]:
-    return [child for child in psutil.Process(server.process.pid).children() if child.status() != "zombie"]
+    def is_alive(child: psutil.Process) -> bool:
+        try:
+            return bool(child.status() != "zombie")
+        except psutil.NoSuchProcess:  # it went while we looked
+            return False
+
+    return [child for child in psutil.Process(server.process.pid).children() if is_alive(child)]
 
 
 def value(server: ServerProcess, name: str, **labels: str) -> float:
@@ -263,6 +269,12 @@ def test_stopping_answers_what_was_accepted_in_every_process(root: Path) -> None
 
                 callers = [asyncio.create_task(one(level)) for level in range(24)]
                 await until(lambda: value(server, "critiq_in_flight") == 24)
+                # A service manager tells every process, a terminal its foreground group, and the first one tells all.
+                group = children(server)
+                assert all(os.getpgid(child.pid) != os.getpgid(server.process.pid) for child in group)
+                for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+                    for child in group:
+                        child.send_signal(number)
                 server.process.send_signal(signal.SIGTERM)
                 return Counter(await asyncio.gather(*callers))
 
