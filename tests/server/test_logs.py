@@ -24,6 +24,46 @@ except TypeError as error:
 """
 
 
+_STRANGERS = """
+import logging
+from critiq_server.settings import LogSettings
+from critiq_server.telemetry.logs import configure
+
+configure(LogSettings())
+for _ in range(1000):
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    logging.getLogger("python_multipart.multipart").warning("Expected boundary character 45, got 97 at index 2")
+logging.getLogger("uvicorn.error").error("Exception in ASGI application")
+"""
+
+
+def test_strangers_cannot_fill_the_disk() -> None:
+    done = subprocess.run([sys.executable, "-c", _STRANGERS], capture_output=True, text=True, check=True, timeout=60)
+    first, second = done.stderr.splitlines()
+    assert "Invalid HTTP request received. (1 since the last such line)" in first
+    assert "Exception in ASGI application" in second
+
+
+_ESCAPES = """
+import sys
+import structlog
+from critiq_server.settings import LogSettings
+from critiq_server.telemetry.logs import configure
+
+configure(LogSettings(format=sys.argv[1]))
+structlog.get_logger("critiq").info("audit", model="\\x1b[2J\\u202eforged", version="1\\nerror: é")
+"""
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_names_that_callers_choose_stay_within_their_line(form: str) -> None:
+    command = [sys.executable, "-c", _ESCAPES, form]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stderr
+    assert printed.removesuffix("\n").isprintable(), ascii(printed)
+    assert "forged" in printed
+    assert "error: " in printed
+
+
 @pytest.mark.parametrize("form", ["console", "json"])
 def test_a_fault_shows_neither_prompts_nor_pixels(form: str) -> None:
     # Logging is set up for a whole process.

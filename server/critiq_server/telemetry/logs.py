@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -23,6 +24,14 @@ def _ids(logger: Any, method: str, entry: structlog.typing.EventDict) -> structl
     return entry
 
 
+def _escaped(logger: Any, method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Callers choose names: they must not move the cursor of the terminal that shows the log."""
+    for name, value in entry.items():
+        if isinstance(value, str) and not value.isprintable():
+            entry[name] = "".join(part if part.isprintable() else repr(part)[1:-1] for part in value)
+    return entry
+
+
 def configure(settings: LogSettings) -> None:
     """Sets up logging of the process, to standard error."""
     shared: list[structlog.typing.Processor] = [
@@ -31,15 +40,16 @@ def configure(settings: LogSettings) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: structlog.typing.Processor
+    rendering: list[structlog.typing.Processor]
     if settings.format == "json":
         shared.append(structlog.processors.format_exc_info)
-        renderer = structlog.processors.JSONRenderer()
+        rendering = [structlog.processors.JSONRenderer()]
     else:
         # Not structlog's default: its tracebacks show the values of variables, and those hold prompts and pixels.
-        renderer = structlog.dev.ConsoleRenderer(
+        console = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
+        rendering = [_escaped, console]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -49,10 +59,34 @@ def configure(settings: LogSettings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
         )
     )
     logging.basicConfig(handlers=[handler], level=settings.level.upper(), force=True)
     # httpx would log every URL, and those that callers name may hold their secrets.
     for name in ("uvicorn", "httpx", "httpcore"):
         logging.getLogger(name).setLevel("WARNING")
+    # What is wrong with a form, its caller is told.
+    logging.getLogger("python_multipart").setLevel("ERROR")
+    logging.getLogger("uvicorn.error").addFilter(_Quiet())
+
+
+class _Quiet(logging.Filter):
+    """Lets one warning through in so many seconds: strangers who send what is no HTTP must not fill the disk."""
+
+    _SECONDS = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held_back, self._passed_at = 0, float("-inf")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno > logging.WARNING:
+            return True
+        self._held_back += 1
+        now = time.monotonic()
+        if now - self._passed_at < self._SECONDS:
+            return False
+        record.msg, record.args = f"{record.getMessage()} ({self._held_back} since the last such line)", ()
+        self._held_back, self._passed_at = 0, now
+        return True
