@@ -97,7 +97,10 @@ class ShadowPair:
 
 @dataclass(frozen=True, slots=True)
 class ShadowReport:
-    """How far the scores of an alias's shadow agree with those that callers got, since the alias was changed last."""
+    """How far the scores of an alias's shadow agree with those that callers got, since the alias was changed last.
+
+    ``processes``: whose pictures these are; ``None`` where one serving process is alone.
+    """
 
     alias: str
     candidate: AliasTarget
@@ -107,6 +110,7 @@ class ShadowReport:
     failed: int = 0
     last_failure: str = ""
     pairs: tuple[ShadowPair, ...] = ()
+    processes: types.Processes | None = None
 
 
 def parse_target(text: str, field: str = "targets") -> tuple[AliasTarget, bool]:
@@ -190,6 +194,7 @@ def report_to_proto(report: ShadowReport) -> models_pb2.ShadowReport:
         failed=report.failed,
         last_failure=report.last_failure,
         pairs=[_pair_to_proto(pair) for pair in report.pairs],
+        processes=_processes_to_proto(report.processes) if report.processes is not None else None,
     )
 
 
@@ -203,6 +208,7 @@ def report_from_proto(message: models_pb2.ShadowReport) -> ShadowReport:
         message.failed,
         message.last_failure,
         tuple(_pair_from_proto(pair) for pair in message.pairs),
+        _processes_from_proto(message.processes) if message.HasField("processes") else None,
     )
 
 
@@ -277,6 +283,14 @@ def _pair_from_proto(message: models_pb2.ShadowPair) -> ShadowPair:
             for entry in message.decisions
         ),
     )
+
+
+def _processes_to_proto(processes: types.Processes) -> models_pb2.Processes:
+    return models_pb2.Processes(answered=processes.answered, of=processes.of, missing=processes.missing)
+
+
+def _processes_from_proto(message: models_pb2.Processes) -> types.Processes:
+    return types.Processes(message.answered, message.of, tuple(message.missing))
 
 
 def _known(message: Any, field: str) -> float | None:

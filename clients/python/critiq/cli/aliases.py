@@ -126,6 +126,10 @@ def _decisions_table(report: ShadowReport) -> Table:
 def _notes(report: ShadowReport) -> list[str]:
     counts = f"{report.scored} scored, {report.dropped} left out (no room), {report.failed} failed"
     notes = [f"{report.candidate.percent:g} % of answers are offered: {counts}."]
+    found = report.processes
+    if found is not None and found.missing:
+        numbers = ", ".join(map(str, found.missing))
+        notes.append(f"{found.answered} of {found.of} serving processes answered; without those of number {numbers}.")
     return [*notes, f"Last failure: {report.last_failure}"] if report.last_failure else notes
 
 

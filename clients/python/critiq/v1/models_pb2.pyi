@@ -229,8 +229,18 @@ class GetShadowReportRequest(_message.Message):
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
+class Processes(_message.Message):
+    __slots__ = ("answered", "of", "missing")
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    OF_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    answered: int
+    of: int
+    missing: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, answered: _Optional[int] = ..., of: _Optional[int] = ..., missing: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class ShadowReport(_message.Message):
-    __slots__ = ("alias", "candidate", "since", "scored", "dropped", "failed", "last_failure", "pairs")
+    __slots__ = ("alias", "candidate", "since", "scored", "dropped", "failed", "last_failure", "pairs", "processes")
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +249,7 @@ class ShadowReport(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     LAST_FAILURE_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
     alias: str
     candidate: AliasTarget
     since: float
@@ -247,7 +258,8 @@ class ShadowReport(_message.Message):
     failed: int
     last_failure: str
     pairs: _containers.RepeatedCompositeFieldContainer[ShadowPair]
-    def __init__(self, alias: _Optional[str] = ..., candidate: _Optional[_Union[AliasTarget, _Mapping]] = ..., since: _Optional[float] = ..., scored: _Optional[int] = ..., dropped: _Optional[int] = ..., failed: _Optional[int] = ..., last_failure: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[ShadowPair, _Mapping]]] = ...) -> None: ...
+    processes: Processes
+    def __init__(self, alias: _Optional[str] = ..., candidate: _Optional[_Union[AliasTarget, _Mapping]] = ..., since: _Optional[float] = ..., scored: _Optional[int] = ..., dropped: _Optional[int] = ..., failed: _Optional[int] = ..., last_failure: _Optional[str] = ..., pairs: _Optional[_Iterable[_Union[ShadowPair, _Mapping]]] = ..., processes: _Optional[_Union[Processes, _Mapping]] = ...) -> None: ...
 
 class ShadowPair(_message.Message):
     __slots__ = ("served", "scored", "dimensions", "decisions")
