@@ -187,7 +187,7 @@ class App:
         return self._ready and self.service.registry.ready
 
     def _on_model_change(self, name: str, version: str, serving: bool) -> None:
-        any_version = any(model.state == "ready" for model in self.service.models() if model.name == name)
+        any_version = any(model.state == "ready" for model in self.service.models.list() if model.name == name)
         for target, healthy in ((f"models/{name}/{version}", serving), (f"models/{name}", any_version)):
             self._tell(self._grpc.set_health(target, healthy))
         if self._ready:

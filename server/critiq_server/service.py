@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cache, partial
-from time import perf_counter
+from functools import partial
 from typing import TypeVar
 
-import structlog
-
 from critiq import types
-from critiq.errors import (
-    CritiqError,
-    DeadlineExceeded,
-    InvalidArgument,
-    PermissionDenied,
-    TooBusy,
-    TooLarge,
-)
+from critiq.errors import CritiqError, DeadlineExceeded, InvalidArgument, TooBusy, TooLarge
+from critiq_server.accounting import Accounting
 from critiq_server.answering import Answering
 from critiq_server.engine.admission import Admission
 from critiq_server.engine.demand import Call, Priority
 from critiq_server.engine.engine import ServedModel
 from critiq_server.features.records import Features
 from critiq_server.images.source import ImageSource, RemoteImage
-from critiq_server.others import ALONE, Others
+from critiq_server.models import Models
+from critiq_server.others import Others
 from critiq_server.prompts import normalise
 from critiq_server.queries import (
     Item,
@@ -55,18 +46,11 @@ from critiq_server.scoring.ranking import (
     ranking,
     unlike,
 )
-from critiq_server.security.guard import audited
-from critiq_server.security.limits import caller
 from critiq_server.settings import Settings
 from critiq_server.telemetry import traces
 from critiq_server.telemetry.faults import internal
 from critiq_server.telemetry.metrics import Metrics
 from critiq_server.wording import quoted
-
-logger = structlog.get_logger("critiq")
-
-_call_bytes: ContextVar[int] = ContextVar("call_bytes", default=0)
-"""Bytes of the pictures of the current call, for its line in the log."""
 
 T = TypeVar("T")
 
@@ -82,8 +66,8 @@ class Service:
         admission: Admission,
         metrics: Metrics,
         drift: GroupDrift,
-        routing: Routing | None = None,
-        others: Others = ALONE,
+        routing: Routing,
+        others: Others,
     ) -> None:
         self.settings = settings
         self.registry = registry
@@ -91,17 +75,15 @@ class Service:
         self.admission = admission
         self.metrics = metrics
         self.drift = drift
-        self.routing = routing or Routing(registry)
+        self.routing = routing
+        self.models = Models(registry, routing, others, allowed=settings.models.allow_changes)
         self._answering = answering
-        # prometheus_client looks labels up under a lock; their values are few.
-        self._requests = cache(metrics.requests.labels)
-        self._latency = cache(metrics.latency.labels)
-        self._items = cache(metrics.items.labels)
+        self._accounting = Accounting(registry, admission, metrics, access=settings.log.access)
         self._fetching: set[asyncio.Future[None]] = set()
 
     async def score(self, query: Query, timeout: float | None = None, *, operation: str = "score") -> types.ScoreResult:
         """Scores one picture; in the metrics it is counted as ``operation``."""
-        with self._observed(operation, query.target.model, pictures=1), self._admitted([query]):
+        with self._accounting.call(operation, query.target.model, pictures=1), self._accounting.admitted([query]):
             return await self._within(timeout, query.priority, lambda call: self._answering.score(query, call))
 
     async def score_batch(self, items: Sequence[Item], timeout: float | None = None) -> list[types.ItemResult]:
@@ -109,10 +91,10 @@ class Service:
 
         Raises ``InvalidArgument`` for an empty batch or duplicated ids, ``TooLarge`` for too many items.
         """
-        with self._observed("score_batch", model_of(items)):
+        with self._accounting.call("score_batch", model_of(items)):
             self._check_count("items", len(items))
             check_unique([item.id for item in items])
-            with self._admitted([item.query for item in items if isinstance(item.query, Query)]):
+            with self._accounting.admitted([item.query for item in items if isinstance(item.query, Query)]):
                 return list(await asyncio.gather(*(self._item(item, timeout) for item in items)))
 
     async def score_stream(
@@ -145,7 +127,7 @@ class Service:
         timeout: float | None = None,
     ) -> types.RankResult:
         """Orders pictures made from one prompt, best first."""
-        with self._observed("rank", target.model):
+        with self._accounting.call("rank", target.model):
             self._check_count("images", len(images))
             if len(target.dimensions) > 1:
                 raise InvalidArgument(
@@ -162,7 +144,7 @@ class Service:
                     image if isinstance(image, CritiqError) else Query(image, prompt, wanted, priority)
                     for image in images
                 ]
-                with self._admitted([query for query in queries if isinstance(query, Query)]):
+                with self._accounting.admitted([query for query in queries if isinstance(query, Query)]):
                     work = partial(self._answering.candidate, embedding)
                     outcomes = await asyncio.gather(
                         *(self._outcome(f"image {at}", query, timeout, work) for at, query in enumerate(queries))
@@ -175,7 +157,7 @@ class Service:
 
     async def compare(self, first: Query, second: Query, timeout: float | None = None) -> types.CompareResult:
         """Compares two pictures in every dimension; both queries have one prompt and target."""
-        with self._observed("compare", first.target.model), self._admitted([first, second]):
+        with self._accounting.call("compare", first.target.model), self._accounting.admitted([first, second]):
             with self.pinned(first.target, [first.image, second.image]) as (pinned, served):
                 judgements = served.model.judgements
                 pair = (("first", first), ("second", second))
@@ -201,13 +183,13 @@ class Service:
         All queries have this target; its dimensions are not looked at, nor is the picture where the stage sees none.
         Raises as :meth:`score_batch`, ``NotFound`` if the model has no such stage, and ``ModelNotLoaded``.
         """
-        with self._observed("features", target.model):
+        with self._accounting.call("features", target.model):
             self._check_count("items", len(queries))
             pictures = [query.image for query in queries if isinstance(query, Query)]
             with self.pinned(target, pictures) as (pinned, served):
                 signature_of(served, stage)
                 asked = [replace(query, target=pinned) if isinstance(query, Query) else query for query in queries]
-                with self._admitted([query for query in asked if isinstance(query, Query)]):
+                with self._accounting.admitted([query for query in asked if isinstance(query, Query)]):
                     work = partial(self._answering.features, stage)
                     outcomes = (self._outcome(f"item {at}", query, timeout, work) for at, query in enumerate(asked))
                     return list(await asyncio.gather(*outcomes))
@@ -234,7 +216,7 @@ class Service:
 
         Raises as :meth:`score_batch`.
         """
-        with self._observed("prefetch", model_of(items)):
+        with self._accounting.call("prefetch", model_of(items)):
             self._check_count("items", len(items))
             check_unique([item.id for item in items])
             taken: list[Query] = []
@@ -247,7 +229,7 @@ class Service:
                 except CritiqError as error:
                     refused.append(types.ItemResult(item.id, error=error))
             holding = ExitStack()
-            holding.enter_context(self._admitted(taken))  # raises if there is no room
+            holding.enter_context(self._accounting.admitted(taken))  # raises if there is no room
             work = asyncio.ensure_future(self._fetch(taken, holding))
             self._fetching.add(work)
             work.add_done_callback(self._fetching.discard)
@@ -259,48 +241,9 @@ class Service:
             await asyncio.gather(*(self._fetch_one(query) for query in queries))
 
     async def _fetch_one(self, query: Query) -> None:
-        code = "OK"
-        try:
+        with suppress(CritiqError), self._accounting.prefetched(query.target.model):
             seconds = self.settings.limits.max_timeout_seconds
-            call = Call(asyncio.get_running_loop().time() + seconds, query.priority)
-            async with asyncio.timeout(seconds):
-                await self._answering.prefetch(query, call)
-        except CritiqError as error:
-            code = error.code
-        except TimeoutError:
-            code = DeadlineExceeded.code
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception as error:
-            code = internal("prefetch", error).code
-        finally:
-            self.metrics.prefetched.labels(self._label(query.target.model), code).inc()
-
-    def models(self) -> list[types.Model]:
-        """Every known model version."""
-        return self.registry.list()
-
-    def model(self, name: str = "", version: str = "") -> types.Model:
-        """One of them; raises ``NotFound``."""
-        return self.registry.describe(name, version)
-
-    async def load(self, name: str, version: str = "") -> types.Model:
-        """Loads a version; raises ``PermissionDenied`` where the settings do not allow it."""
-        with audited("load", model=name, version=version):
-            self._check_changes_allowed(name)
-            await self.routing.catch_up()
-            loaded = await self.registry.load(name, version)
-            await self.others.tell("load", name=name, version=loaded.version)
-            return loaded
-
-    async def unload(self, name: str, version: str = "") -> None:
-        """Unloads a version, or all of a model's."""
-        with audited("unload", model=name, version=version):
-            self._check_changes_allowed(name)
-            await self.routing.catch_up()  # another process may have moved an alias a moment ago
-            await self.registry.unload(name, version)
-            await self.others.tell("unload", name=name, version=version)
+            await self._within(seconds, query.priority, partial(self._answering.prefetch, query))
 
     async def _item(self, item: Item, timeout: float | None) -> types.ItemResult:
         outcome = await self._outcome(f"item {quoted(item.id)}", item.query, timeout, self._answering.score)
@@ -316,35 +259,15 @@ class Service:
         work: Callable[[Query, Call], Awaitable[T]],
     ) -> T | CritiqError:
         """Does ``work`` for one item of several: its error is its own."""
+        model = query.target.model if isinstance(query, Query) else ""
         with traces.span("item"):
-            return await self._own_outcome(name, query, timeout, work)
-
-    async def _own_outcome(
-        self,
-        name: str,
-        query: Query | CritiqError,
-        timeout: float | None,
-        work: Callable[[Query, Call], Awaitable[T]],
-    ) -> T | CritiqError:
-        code = "OK"
-        try:
-            if isinstance(query, CritiqError):
-                raise query
-            return await self._within(timeout, query.priority, partial(work, query))
-        except CritiqError as error:
-            code = error.code
-            return error
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception as error:
-            fault = internal(name, error)
-            code = fault.code
-            return fault
-        finally:
-            model = query.target.model if isinstance(query, Query) else ""
-            self._items(self._label(model), code).inc()
-            traces.note({"critiq.code": code})
+            try:
+                with self._accounting.item(name, model):
+                    if isinstance(query, CritiqError):
+                        raise query
+                    return await self._within(timeout, query.priority, partial(work, query))
+            except CritiqError as error:
+                return error
 
     async def _within(self, timeout: float | None, priority: Priority, work: Callable[[Call], Awaitable[T]]) -> T:
         limits = self.settings.limits
@@ -389,10 +312,10 @@ class Service:
         under_way: set[str],
         answers: asyncio.Queue[types.ItemResult | CritiqError | None],
     ) -> None:
-        with self._observed("score_stream", model_of([item])):
+        with self._accounting.call("score_stream", model_of([item])):
             try:
                 size = len(item.query.image.data) if isinstance(item.query, Query) else 0
-                self._note_bytes(size)
+                self._accounting.note_bytes(size)
                 while True:
                     await self.admission.room(size)
                     try:
@@ -406,82 +329,9 @@ class Service:
         under_way.discard(item.id)
         await answers.put(answer)
 
-    @contextmanager
-    def _admitted(self, queries: Sequence[Query]) -> Iterator[None]:
-        size = sum(len(query.image.data) for query in queries)
-        self._note_bytes(size)
-        try:
-            holding = self.admission.admit(max(1, len(queries)), size)
-            holding.__enter__()
-        except CritiqError as error:
-            self.metrics.rejected.labels(error.code).inc()
-            raise
-        try:
-            yield
-        finally:
-            holding.__exit__(None, None, None)
-
-    def _note_bytes(self, size: int) -> None:
-        self.metrics.request_bytes.observe(size)
-        if self.settings.log.access:
-            _call_bytes.set(size)
-
-    @contextmanager
-    def _observed(self, operation: str, model: str, pictures: int = 0) -> Iterator[None]:
-        """Counts and times a call, and turns what is not a ``CritiqError`` into one, with the detail in the log.
-
-        ``pictures``: those to count with the call, where it does not count each by itself.
-        """
-        started = perf_counter()
-        code = "OK"
-        try:
-            yield
-        except CritiqError as error:
-            code = error.code
-            raise
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except Exception as error:
-            code = "INTERNAL"
-            raise internal(operation, error) from error
-        finally:
-            seconds = perf_counter() - started
-            self._requests(operation, self._label(model), code).inc()
-            self._latency(operation).observe(seconds)
-            traces.note({"critiq.operation": operation, "critiq.model": self._label(model), "critiq.code": code})
-            if self.settings.log.access:
-                self._log_access(operation, model, code, seconds)
-            if pictures:
-                self._items(self._label(model), code).inc(pictures)
-
-    def _log_access(self, operation: str, model: str, code: str, seconds: float) -> None:
-        logger.info(
-            "request",
-            operation=operation,
-            model=self._label(model),
-            code=code,
-            ms=round(1000 * seconds, 3),
-            bytes=_call_bytes.get(),
-            key=caller.get() or "",
-        )
-
-    def _label(self, model: str) -> str:
-        """A model name that is safe as a label: callers can send anything."""
-        name = model or self.registry.default_name
-        return name if self.registry.knows(name) else "unknown"
-
     def _check_count(self, field: str, count: int) -> None:
         if count == 0:
             raise InvalidArgument("there is nothing to score; send at least one picture", field=field)
         limit = self.settings.limits.batch_items
         if count > limit:
             raise TooLarge(f"{count} pictures in one call, the limit is {limit}; send several calls", field=field)
-
-    def _check_changes_allowed(self, name: str) -> None:
-        if not name:
-            raise InvalidArgument("name the model", field="name")
-        if not self.settings.models.allow_changes:
-            raise PermissionDenied(
-                "this server does not let callers load or unload models; its setting models.allow_changes is false"
-            )

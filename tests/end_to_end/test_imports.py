@@ -81,6 +81,7 @@ LAYERS = [
     ["moderation"],
     ["assembly"],
     ["service"],
+    ["models", "accounting"],
     ["routing.operations"],
     ["routing.shadow"],
     ["answering"],

@@ -58,7 +58,7 @@ async def test_load_and_unload_over_both_faces(server: Server) -> None:
     response = await server.ports.http.post("/v1/models/other/load?version=1")
     assert (response.status_code, response.json()["state"]) == (200, "ready")
     await server.ports.grpc("/critiq.v1.Models/Unload", models_pb2.UnloadModelRequest(name="other").SerializeToString())
-    assert server.app.service.model("other").state == "available"
+    assert server.app.service.models.get("other").state == "available"
 
 
 async def test_a_version_that_comes_later_is_found_and_becomes_the_default(server: Server, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ async def test_a_failed_reload_keeps_the_old_one_and_says_why(server: Server, tm
     assert over_rest.status_code == 409
     assert words in over_rest.json()["error"]["message"]
     assert await brightness(server) == ("1", 0.2)
-    described = server.app.service.model("tiny", "1")
+    described = server.app.service.models.get("tiny", "1")
     assert described.state == "ready"
     assert words in described.state_reason
 
@@ -275,7 +275,7 @@ async def test_a_broken_model_beside_the_default_one_does_not_stop_the_server(tm
     write_bundle(tmp_path)
     write_bundle(tmp_path, name="broken", expected_shift=1.0)
     async with running(make_settings(tmp_path, models={"load": ("tiny", "broken")})) as app:
-        assert [app.service.model(name).state for name in ("tiny", "broken")] == ["ready", "failed"]
+        assert [app.service.models.get(name).state for name in ("tiny", "broken")] == ["ready", "failed"]
 
 
 async def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

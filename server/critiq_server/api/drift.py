@@ -51,7 +51,7 @@ def add_drift(app: FastAPI, service: Service) -> None:
         query = _query(request)
         model, version = query.get("model", ""), query.get("version", "")
         if model:
-            model = service.model(model, version).name  # it may be an alias
+            model = service.models.get(model, version).name  # it may be an alias
         with_sketches = query.get("sketches") == "true"
         answer = await service.drift.report(model, version, query.get("label"), sketches=with_sketches)
         return Response(answer.model_dump_json(), media_type=bodies.JSON)
@@ -76,7 +76,7 @@ def add_drift(app: FastAPI, service: Service) -> None:
             )
         body = bodies.from_json(BaselineSetJson, await request.body())
         with audited("set baseline", model=body.model, version=body.version):
-            model = service.model(body.model, body.version).name  # it may be an alias
+            model = service.models.get(body.model, body.version).name  # it may be an alias
             answer = await service.drift.set_baseline(
                 model, body.version, body.label, body.name, hours=body.hours, requests=body.requests
             )

@@ -222,16 +222,17 @@ class GrpcFace:
         return wire.prefetch_to_proto(self._service.prefetch(items))
 
     async def _list_models(self, request: models_pb2.ListModelsRequest, timeout: float | None) -> Message:
-        return models_pb2.ListModelsResponse(models=[wire.model_to_proto(model) for model in self._service.models()])
+        models = self._service.models.list()
+        return models_pb2.ListModelsResponse(models=[wire.model_to_proto(model) for model in models])
 
     async def _get_model(self, request: models_pb2.GetModelRequest, timeout: float | None) -> Message:
-        return wire.model_to_proto(self._service.model(request.name, request.version))
+        return wire.model_to_proto(self._service.models.get(request.name, request.version))
 
     async def _load_model(self, request: models_pb2.LoadModelRequest, timeout: float | None) -> Message:
-        return wire.model_to_proto(await self._service.load(request.name, request.version))
+        return wire.model_to_proto(await self._service.models.load(request.name, request.version))
 
     async def _unload_model(self, request: models_pb2.UnloadModelRequest, timeout: float | None) -> Message:
-        await self._service.unload(request.name, request.version)
+        await self._service.models.unload(request.name, request.version)
         return models_pb2.UnloadModelResponse()
 
     def _note_headers(self, context: Context) -> None:

@@ -30,6 +30,7 @@ from critiq_server.api.live import add_live
 from critiq_server.api.moderation import add_moderation
 from critiq_server.api.oip import rest as inference
 from critiq_server.jobs.operations import Jobs
+from critiq_server.models import Models
 from critiq_server.moderation import Moderation
 from critiq_server.queries import Item
 from critiq_server.service import Service
@@ -58,7 +59,7 @@ def rest_app(
     _add_scoring(app, service)
     add_moderation(app, moderation)
     add_jobs(app, jobs)
-    _add_models(app, service)
+    _add_models(app, service.models)
     add_aliases(app, service.routing)
     add_drift(app, service)
     add_admin(app, profiler)
@@ -123,27 +124,27 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         return answer(request, service.prefetch(await bodies.batch_items(request)), wire.prefetch_to_proto)
 
 
-def _add_models(app: FastAPI, service: Service) -> None:
+def _add_models(app: FastAPI, models: Models) -> None:
     @app.get("/v1/models", **operation(None, schemas.ModelsJson, "Known models"))
     async def list_models(request: Request) -> Response:
         def to_proto(answer: dict[str, list[types.Model]]) -> Message:
             return models_pb2.ListModelsResponse(models=[wire.model_to_proto(model) for model in answer["models"]])
 
-        return answer(request, {"models": service.models()}, to_proto)
+        return answer(request, {"models": models.list()}, to_proto)
 
     @app.get("/v1/models/{name}", **operation(None, types.Model, "One model"))
     async def get_model(request: Request, name: str, version: str = "") -> Response:
-        return answer(request, service.model(name, version), wire.model_to_proto)
+        return answer(request, models.get(name, version), wire.model_to_proto)
 
     @app.post("/v1/models/{name}/load", **operation(None, types.Model, "Load a model"))
     async def load_model(request: Request, name: str, version: str = "") -> Response:
         refuse_other_sites(request)
-        return answer(request, await service.load(name, version), wire.model_to_proto)
+        return answer(request, await models.load(name, version), wire.model_to_proto)
 
     @app.post("/v1/models/{name}/unload", **operation(None, None, "Stop serving a model"))
     async def unload_model(request: Request, name: str, version: str = "") -> Response:
         refuse_other_sites(request)
-        await service.unload(name, version)
+        await models.unload(name, version)
         return answer(request, {}, lambda _: models_pb2.UnloadModelResponse())
 
 

@@ -62,16 +62,16 @@ async def test_an_alias_is_moved_promoted_rolled_back_and_removed_over_both_face
 async def test_the_alias_default_answers_requests_that_name_no_model(app: App) -> None:
     assert await version(app) == "1", "not the newest that is loaded"
     assert await version(app, "tiny") == "2"
-    assert app.service.model().version == "1"
-    assert [model.version for model in app.service.models() if model.is_default] == ["1"]
+    assert app.service.models.get().version == "1"
+    assert [model.version for model in app.service.models.list() if model.is_default] == ["1"]
     for client in clients(app):
         async with client:
             assert (await client.model()).version == "1", "clients are told of it too"
     await app.service.routing.set("default", [(AliasTarget("tiny", "3"), True)])
     assert await version(app) == "3", "it was loaded for it"
     with pytest.raises(FailedPrecondition, match="tiny' version '3' stays loaded: the alias 'default' points at it"):
-        await app.service.unload("tiny", "3")
-    await app.service.unload("tiny", "1")
+        await app.service.models.unload("tiny", "3")
+    await app.service.models.unload("tiny", "1")
     assert (await app.service.routing.rollback("default")).main.version == "1"
     assert await version(app) == "1", "and so was this one"
 
@@ -160,7 +160,7 @@ async def test_switching_back_and_forth_under_load_fails_nobody(app: App) -> Non
             old, new = ("1", "2") if switch % 2 == 0 else ("2", "1")
             await routing.set("default", [(AliasTarget("tiny", new), True)])
             before = seen[new]
-            unloading = asyncio.ensure_future(app.service.unload("tiny", old))
+            unloading = asyncio.ensure_future(app.service.models.unload("tiny", old))
             await until(lambda new=new, before=before: seen[new] > before + 3 or any(task.done() for task in tasks))  # type: ignore[misc]
             await unloading
         done.set()
@@ -237,7 +237,7 @@ async def test_a_target_that_is_unloaded_while_the_change_is_written_is_loaded_a
     routing = app.service.routing
 
     async def unload_meanwhile(name: str, alias: Alias | None) -> None:
-        await app.service.unload("tiny", "2")
+        await app.service.models.unload("tiny", "2")
 
     monkeypatch.setattr(routing, "_keep", unload_meanwhile)
     await routing.set("default", [(AliasTarget("tiny", "2"), True)])
@@ -247,10 +247,10 @@ async def test_a_target_that_is_unloaded_while_the_change_is_written_is_loaded_a
 async def test_no_alias_moves_to_a_version_that_goes_with_the_others_of_its_model(app: App, tmp_path: Path) -> None:
     for number in ("1", "2"):
         write_bundle(tmp_path / "bundles", "other", number)
-        await app.service.load("other", number)
+        await app.service.models.load("other", number)
     registry = app.service.registry
     with registry.lease("other", "1"):
-        unloading = asyncio.ensure_future(app.service.unload("other"))
+        unloading = asyncio.ensure_future(app.service.models.unload("other"))
         await until(lambda: not registry.serves("other", "1"))
         await app.service.routing.set("canary", [(AliasTarget("other", "2"), True)])
     await unloading

@@ -110,7 +110,7 @@ async def test_a_change_begins_anew_and_a_share_is_a_share(tmp_path: Path) -> No
         assert shadow(app).scored == 0
         assert shadow(app).pairs == ()
         with pytest.raises(FailedPrecondition, match="it is the shadow of the alias 'default'"):
-            await app.service.unload("tiny", "2")
+            await app.service.models.unload("tiny", "2")
 
 
 async def test_under_overload_shadows_compute_nothing_and_take_no_room(tmp_path: Path) -> None:

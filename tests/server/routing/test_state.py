@@ -50,7 +50,7 @@ async def test_what_was_changed_survives_a_restart(settings: Settings) -> None:
         await point(app, "default", "2")
         await app.service.routing.remove("canary")
     async with running(settings) as app:
-        assert app.service.model().version == "2"
+        assert app.service.models.get().version == "2"
         assert [alias.name for alias in app.service.routing.list()] == ["default"], "the settings' canary stays away"
         assert (await app.service.routing.rollback("default")).main.version == "1", "its history too"
     assert [path.name for path in sorted(file_of(settings).parent.iterdir())] == [".aliases.json.lock", "aliases.json"]
@@ -62,7 +62,7 @@ async def test_another_process_takes_a_change_over_and_neither_loses_one(
     monkeypatch.setattr(operations, "LOOK_SECONDS", 0.02)
     async with running(settings) as one, running(settings) as other:
         await point(one, "default", "2")
-        await until(lambda: other.service.model().version == "2")
+        await until(lambda: other.service.models.get().version == "2")
         assert other.service.routing.get("default") == one.service.routing.get("default")
         await asyncio.gather(point(one, "first", "1"), point(other, "second", "2"))
         for app in (one, other):
@@ -78,7 +78,7 @@ async def test_who_moves_an_alias_may_unload_the_old_version_at_once(
     async with running(settings) as one, running(settings) as other:
         for name in ("default", "canary"):
             await point(one, name, "2")
-        private = private_app(other.service.registry, other.service.routing, other.metrics.registry, lambda: True)
+        private = private_app(other.service, lambda: True, lambda: True)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(private), base_url="http://other") as http:
             answer = await http.post("/unload", json={"name": "tiny", "version": "1"})
             assert (answer.status_code, answer.text) == (200, ""), "told by the process that moved it"
@@ -86,8 +86,8 @@ async def test_who_moves_an_alias_may_unload_the_old_version_at_once(
             await point(one, "default", "1")
             await point(one, "canary", "1")
             with pytest.raises(FailedPrecondition, match="stays loaded"):
-                await other.service.unload("tiny", "1")
-            await other.service.unload("tiny", "2")
+                await other.service.models.unload("tiny", "1")
+            await other.service.models.unload("tiny", "2")
             assert (await http.get("/loaded")).json() == ["tiny:1"], "asked by a caller itself"
 
 
@@ -106,12 +106,12 @@ async def test_a_caller_that_leaves_while_a_change_is_taken_over_does_not_lose_i
 
         with monkeypatch.context() as patch:
             patch.setattr(other.service.registry, "load", loads_for_long)
-            unloading = asyncio.ensure_future(other.service.unload("tiny", "1"))
+            unloading = asyncio.ensure_future(other.service.models.unload("tiny", "1"))
             await reached.wait()
             unloading.cancel()
             await asyncio.gather(unloading, return_exceptions=True)
         await other.service.routing.catch_up()
-        assert other.service.model().version == "2"
+        assert other.service.models.get().version == "2"
 
 
 async def test_a_change_that_another_process_made_in_this_moment_is_not_overwritten(settings: Settings) -> None:
@@ -152,10 +152,10 @@ async def test_a_file_damaged_while_serving_changes_nothing(
         await point(app, "default", "2")
         path.write_text("{")
         await until(lambda: logged("the changed file of aliases is not used"))
-        assert app.service.model().version == "2"
+        assert app.service.models.get().version == "2"
         with pytest.raises(Unavailable, match="the alias is as it was"):
             await point(app, "default", "1")
-        assert app.service.model().version == "2"
+        assert app.service.models.get().version == "2"
         path.unlink()
         await point(app, "default", "1")
         await point(app, "canary", "2")

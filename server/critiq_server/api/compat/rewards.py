@@ -53,7 +53,7 @@ class Rewards:
         """Whether the reward's model is served and has its dimension."""
         wanted = self.settings(name)
         try:
-            model = self.service.model(wanted.model, wanted.version)
+            model = self.service.models.get(wanted.model, wanted.version)
         except CritiqError:
             return False
         return model.state == "ready" and any(entry.name == wanted.dimension for entry in model.dimensions)
@@ -66,7 +66,7 @@ class Rewards:
                 raise NotFound(f"there is no reward {quoted(name)}; there are {', '.join(known)}", field="reward")
 
     def _known(self) -> list[str]:
-        default = [model for model in self.service.models() if model.is_default]
+        default = [model for model in self.service.models.list() if model.is_default]
         dimensions = [dimension.name for model in default for dimension in model.dimensions]
         return list(dict.fromkeys([*self._rewards, *dimensions]))
 

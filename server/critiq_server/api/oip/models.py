@@ -83,8 +83,8 @@ def _describe(service: Service, model: str, version: str) -> ModelInfo:
         ]
         inputs = _inputs(signature.reads, prompt_optional="image" in signature.reads)
         return ModelInfo(f"{signature.model}/{stage}", [signature.version], inputs, outputs)
-    found = service.model(name, version)
-    loaded = [entry.version for entry in service.models() if entry.name == found.name and entry.state == "ready"]
+    found = service.models.get(name, version)
+    loaded = [entry.version for entry in service.models.list() if entry.name == found.name and entry.state == "ready"]
     outputs = [TensorInfo(dimension.name, "FP32", (-1,)) for dimension in found.dimensions]
     inputs = _inputs(frozenset(("image", "prompt")), prompt_optional=True)
     return ModelInfo(found.name, [version] if version else loaded, inputs, outputs)
@@ -114,7 +114,7 @@ def index(service: Service, *, ready: bool) -> list[IndexEntry]:
     """Every known model version, or those that are served."""
     entries = [
         IndexEntry(model.name, model.version, STATES.get(model.state, "UNAVAILABLE"), model.state_reason)
-        for model in service.models()
+        for model in service.models.list()
     ]
     return [entry for entry in entries if entry.state == "READY" or not ready]
 

@@ -127,12 +127,12 @@ class _Face:
     async def load(self, request: Request) -> Response:
         body = bodies.from_json(ChangeJson, await _read(request, self._limit) or b"{}")
         models.check_load_parameters(body.parameters)
-        await self._service.load(_named(request)[0])
+        await self._service.models.load(_named(request)[0])
         return Response()
 
     async def unload(self, request: Request) -> Response:
         bodies.from_json(ChangeJson, await _read(request, self._limit) or b"{}")
-        await self._service.unload(_named(request)[0])
+        await self._service.models.unload(_named(request)[0])
         return Response()
 
     async def infer(self, request: Request) -> Response:

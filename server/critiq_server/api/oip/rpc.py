@@ -162,11 +162,11 @@ class InferenceFace:
 
     async def _load(self, request: service_pb2.RepositoryModelLoadRequest, timeout: float | None) -> Message:
         models.check_load_parameters(request.parameters)
-        await self._service.load(request.model_name)
+        await self._service.models.load(request.model_name)
         return service_pb2.RepositoryModelLoadResponse()
 
     async def _unload(self, request: service_pb2.RepositoryModelUnloadRequest, timeout: float | None) -> Message:
-        await self._service.unload(request.model_name)
+        await self._service.models.unload(request.model_name)
         return service_pb2.RepositoryModelUnloadResponse()
 
 
