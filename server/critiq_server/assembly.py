@@ -180,7 +180,14 @@ class Assembly:
             lambda alias, outcome: metrics.shadowed.labels(alias, outcome).inc(),
         )
         metrics.registry.register(ShadowCollector(self._shadows.reports))
-        routing = Routing(registry, state, self._shadows, allowed=models.allow_changes, policies=self._policies)
+        routing = Routing(
+            registry,
+            state,
+            self._shadows,
+            allowed=models.allow_changes,
+            policies=self._policies,
+            others=self._others,
+        )
         return Service(settings, registry, answering, admission, metrics, drift, routing, self._others)
 
     def _serve_model(self, model: LoadedModel) -> ServedModel:

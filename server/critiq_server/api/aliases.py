@@ -88,7 +88,7 @@ def add_aliases(app: FastAPI, routing: Routing) -> None:
 
     @app.get("/v1/models/{name}/shadow", **operation(None, ShadowReport, "How far an alias's shadow agrees"))
     async def shadow_report(request: Request, name: str) -> Response:
-        return answer(request, routing.shadow_report(name), aliases.report_to_proto)
+        return answer(request, await routing.shadow_report(name), aliases.report_to_proto)
 
 
 def methods(routing: Routing) -> Mapping[str, tuple[type[Message], Callable[[Any, float | None], Awaitable[Message]]]]:
@@ -111,7 +111,7 @@ def methods(routing: Routing) -> Mapping[str, tuple[type[Message], Callable[[Any
         return models_pb2.RemoveAliasResponse()
 
     async def report(request: models_pb2.GetShadowReportRequest, timeout: float | None) -> Message:
-        return aliases.report_to_proto(routing.shadow_report(request.name))
+        return aliases.report_to_proto(await routing.shadow_report(request.name))
 
     return {
         "GetShadowReport": (models_pb2.GetShadowReportRequest, report),

@@ -90,4 +90,4 @@ def _answers(service: Service) -> Mapping[str, Answer]:
     async def here(asked: Mapping[str, Any]) -> Any:
         return True
 
-    return {"live": live, "here": here, **service.drift.answers()}
+    return {"live": live, "here": here, **service.drift.answers(), **service.routing.answers()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +20,11 @@ from critiq.aliases import (
     ShadowPair,
     ShadowReport,
 )
-from critiq.types import Scale, Score, ScoreResult
+from critiq.types import Processes, Scale, Score, ScoreResult
 from critiq_server.routing.table import DEFAULT
 from critiq_server.scoring.policies import Policy, decide, value_on
 
+_COUNTS = ("scored", "dropped", "failed")
 _MOST_PAIRS = 16
 """Versions that serve one alias; several only while an alias has several targets."""
 
@@ -39,9 +42,9 @@ class Agreement:
     def __init__(self, alias: Alias, policies: Iterable[Policy], thresholds: Mapping[str, float], window: int) -> None:
         if alias.shadow is None:
             raise ValueError(f"the alias {alias.name!r} has no shadow")
+        self._alias = alias
         self.alias = alias.name
         self.candidate: AliasTarget = alias.shadow
-        self._since = alias.route.since
         called = {alias.name, ""} if alias.name == DEFAULT else {alias.name}
         self._policies = tuple(policies)
         self._called = called
@@ -85,13 +88,43 @@ class Agreement:
         return ShadowReport(
             self.alias,
             self.candidate,
-            self._since,
+            self._alias.route.since,
             self.scored,
             self.dropped,
             self.failed,
             self.last_failure,
             pairs,
         )
+
+    def dump(self) -> dict[str, Any]:
+        """All that :meth:`with_others` of another process needs, as JSON."""
+        return {
+            "about": self._about(),
+            **{name: getattr(self, name) for name in _COUNTS},
+            "last_failure": self.last_failure,
+            "pairs": [[*versions, pair.dump()] for versions, pair in self._pairs.items()],
+        }
+
+    def fitting(self, dumped: Any) -> Any:
+        """``None`` for what is about another candidate, or from before or after a change of the alias."""
+        return dumped if dumped["about"] == self._about() else None
+
+    def with_others(self, dumps: Iterable[Mapping[str, Any]], processes: Processes) -> ShadowReport:
+        """What is known here and in other processes, whose dumps are fitting."""
+        joined = Agreement(self._alias, (), {}, self._window)
+        for dumped in (self.dump(), *dumps):
+            joined._absorb(dumped)
+        return replace(joined.report(), processes=processes)
+
+    def _about(self) -> list[Any]:
+        return [str(self.candidate), self.candidate.percent, self._alias.route.since]
+
+    def _absorb(self, dumped: Mapping[str, Any]) -> None:
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + dumped[name])
+        self.last_failure = self.last_failure or dumped["last_failure"]
+        for model, version, found in dumped["pairs"]:
+            self._pairs.setdefault((model, version), _Pair()).absorb(found, self._window)
 
     def _add_scores(self, pair: _Pair, ours: Score, theirs: Score) -> None:
         """What is degraded is of another scale and compares with nothing."""
@@ -117,16 +150,38 @@ class _Pair:
     decisions: dict[str, _Decided] = field(default_factory=dict)
 
     def compare(self, dimension: str, scale: Scale, window: int, served: float, candidate: float) -> None:
+        self._compared(dimension, scale, window).add(served, candidate)
+
+    def decide(self, rule: str, served: str, candidate: str) -> None:
+        self._decided(rule).counts[served, candidate] += 1
+
+    def dump(self) -> dict[str, Any]:
+        return {
+            "scored": self.scored,
+            "dimensions": [entry.dump() for entry in self.dimensions.values()],
+            "decisions": [
+                [entry.rule, *sides, n] for entry in self.decisions.values() for sides, n in entry.counts.items()
+            ],
+        }
+
+    def absorb(self, dumped: Mapping[str, Any], window: int) -> None:
+        self.scored += dumped["scored"]
+        for entry in dumped["dimensions"]:
+            self._compared(entry["dimension"], entry["scale"], window).absorb(entry)
+        for rule, served, candidate, count in dumped["decisions"]:
+            self._decided(rule).counts[served, candidate] += count
+
+    def _compared(self, dimension: str, scale: Scale, window: int) -> _Compared:
         entry = self.dimensions.get((dimension, scale))
         if entry is None:
             entry = self.dimensions[dimension, scale] = _Compared(dimension, scale, deque(maxlen=window))
-        entry.add(served, candidate)
+        return entry
 
-    def decide(self, rule: str, served: str, candidate: str) -> None:
+    def _decided(self, rule: str) -> _Decided:
         entry = self.decisions.get(rule)
         if entry is None:
             entry = self.decisions[rule] = _Decided(rule)
-        entry.counts[served, candidate] += 1
+        return entry
 
 
 @dataclass
@@ -135,7 +190,8 @@ class _Compared:
 
     dimension: str
     scale: Scale
-    recent: deque[tuple[float, float]]
+    recent: deque[tuple[float, float, float]]
+    """When (by a clock that all processes of a machine share), served, candidate."""
     count: int = 0
     served_mean: float = 0.0
     candidate_mean: float = 0.0
@@ -143,7 +199,7 @@ class _Compared:
     """Sum of squared deviations of the differences from their mean (Welford)."""
 
     def add(self, served: float, candidate: float) -> None:
-        self.recent.append((served, candidate))
+        self.recent.append((time.monotonic(), served, candidate))
         self.count += 1
         before = candidate - served - (self.candidate_mean - self.served_mean)
         self.served_mean += (served - self.served_mean) / self.count
@@ -151,8 +207,31 @@ class _Compared:
         after = candidate - served - (self.candidate_mean - self.served_mean)
         self.squares += before * after
 
+    def dump(self) -> dict[str, Any]:
+        return {
+            "dimension": self.dimension,
+            "scale": self.scale,
+            "count": self.count,
+            "served_mean": self.served_mean,
+            "candidate_mean": self.candidate_mean,
+            "squares": self.squares,
+            "recent": list(self.recent),
+        }
+
+    def absorb(self, dumped: Mapping[str, Any]) -> None:
+        """Of the last pictures those stay that are the last of both: each counts as much as any other."""
+        theirs, count = dumped["count"], self.count + dumped["count"]
+        if not theirs:
+            return
+        shift = dumped["candidate_mean"] - dumped["served_mean"] - (self.candidate_mean - self.served_mean)
+        self.squares += dumped["squares"] + shift**2 * self.count * theirs / count
+        self.served_mean += (dumped["served_mean"] - self.served_mean) * theirs / count
+        self.candidate_mean += (dumped["candidate_mean"] - self.candidate_mean) * theirs / count
+        self.count = count
+        self.recent = deque(sorted([*self.recent, *map(tuple, dumped["recent"])]), self.recent.maxlen)
+
     def report(self) -> ShadowDimension:
-        values = np.array(list(self.recent), np.float64).reshape(-1, 2)
+        values = np.array(list(self.recent), np.float64).reshape(-1, 3)[:, 1:]
         return ShadowDimension(
             self.dimension,
             self.scale,

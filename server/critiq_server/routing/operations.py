@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
 from critiq.aliases import Alias, AliasRoute, AliasTarget, ShadowReport, shared
 from critiq.errors import CritiqError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
+from critiq_server.others import ALONE, Others
 from critiq_server.registry import Registry
+from critiq_server.routing.agreement import Agreement
 from critiq_server.routing.settings import MOST, MOST_TARGETS, AliasSettings, checked_name, checked_shadow
 from critiq_server.routing.shadow import Shadows
 from critiq_server.routing.state import Stamp, StateError, StateFile
@@ -29,6 +32,9 @@ KEPT = 10
 LOOK_SECONDS = 1.0
 """How often it is looked whether another process has changed the aliases."""
 
+_LONGEST_SPREAD = 20.0
+"""Seconds for which a change waits until the other processes have taken it over, and loaded what it needs."""
+
 Asked = Sequence[tuple[AliasTarget, bool]]
 """Targets, each with whether it gives its share."""
 
@@ -42,6 +48,7 @@ class Routing:
         allowed: whether callers may change them.
         policies: what moderation policies there are; a target must give what they compare.
         shadows: compare candidates; ``None``: there are none.
+        others: serving processes of the same group.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class Routing:
         *,
         allowed: bool = False,
         policies: Collection[Policy] = (),
+        others: Others = ALONE,
     ) -> None:
         self._registry = registry
         self._aliases = registry.aliases
@@ -62,6 +70,7 @@ class Routing:
         self._allowed = allowed
         self._policies = policies
         self._shadows = shadows
+        self._others = others
         self._changing = asyncio.Lock()
 
     def begin(self, settings: Mapping[str, AliasSettings]) -> None:
@@ -107,12 +116,30 @@ class Routing:
             raise NotFound(f"there is no alias {quoted(name)}; known: {known}", field="name")
         return alias
 
-    def shadow_report(self, name: str) -> ShadowReport:
-        """How far an alias's shadow agrees. Raises ``NotFound``, and ``FailedPrecondition`` if it has no shadow."""
-        self.get(name)
-        if self._shadows is None:
-            raise FailedPrecondition("this server has no shadows", field="name")
-        return self._shadows.report(name)
+    async def shadow_report(self, name: str) -> ShadowReport:
+        """How far an alias's shadow agrees, by what all processes of the group know.
+
+        Raises:
+            NotFound: there is no such alias.
+            FailedPrecondition: it has no shadow.
+        """
+        self._agreement(name)
+        replies = await self._others.ask("shadow", {"name": name})
+        agreement = self._agreement(name)  # somebody may have changed it meanwhile
+        others, processes = replies.read(agreement.fitting)
+        return agreement.report() if processes is None else agreement.with_others(others, processes)
+
+    def answers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Any]]]:
+        """What this process answers to the others, by what is asked."""
+
+        async def shadow(asked: Mapping[str, Any]) -> Any:
+            return self._agreement(asked["name"]).dump()
+
+        async def catch_up(asked: Mapping[str, Any]) -> Any:
+            await self.catch_up()
+            return True
+
+        return {"shadow": shadow, "catch_up": catch_up}
 
     async def set(self, name: str, targets: Asked, shadow: AliasTarget | None = None) -> Alias:
         """Points an alias at targets; those that are not loaded are loaded first. See ``Models.SetAlias``."""
@@ -130,7 +157,9 @@ class Routing:
                 self._registry.rescan()
                 exact = self._exact_all(asked)
                 before = self._aliases.get(name)
-                return await self._change(name, before, exact, shadow and self._exact(shadow, "shadow"))
+                alias = await self._change(name, before, exact, shadow and self._exact(shadow, "shadow"))
+            await self._spread()
+            return alias
 
     async def promote(self, name: str) -> Alias:
         """Gives all requests to the last of several targets, or to the shadow's candidate."""
@@ -147,7 +176,9 @@ class Routing:
                         field="name",
                     )
                 shadow = None if before.shadow is None or _same_version(before.shadow, chosen) else before.shadow
-                return await self._change(name, before, (replace(chosen, percent=100.0),), shadow)
+                alias = await self._change(name, before, (replace(chosen, percent=100.0),), shadow)
+            await self._spread()
+            return alias
 
     async def rollback(self, name: str) -> Alias:
         """Points an alias to where it pointed before the newest of its targets came in."""
@@ -167,7 +198,9 @@ class Routing:
                 shadow = before.shadow
                 if shadow is not None and any(_same_version(shadow, target) for target in targets):
                     shadow = None
-                return await self._change(name, before, targets, shadow, history=left)
+                alias = await self._change(name, before, targets, shadow, history=left)
+            await self._spread()
+            return alias
 
     async def remove(self, name: str) -> None:
         """Forgets an alias. Raises ``NotFound``, and ``FailedPrecondition`` where the server's models depend on it."""
@@ -185,6 +218,17 @@ class Routing:
                     )
                 await self._keep(name, None)
                 self._put(name, None)
+            await self._spread()
+
+    def _agreement(self, name: str) -> Agreement:
+        self.get(name)
+        if self._shadows is None:
+            raise FailedPrecondition("this server has no shadows", field="name")
+        return self._shadows.agreement(name)
+
+    async def _spread(self) -> None:
+        """Has the other processes take over what was changed. Who cannot in time does so by :meth:`watch`."""
+        await self._others.ask("catch_up", seconds=_LONGEST_SPREAD)
 
     async def watch(self) -> None:
         """Takes over what other processes write into the file, for ever."""

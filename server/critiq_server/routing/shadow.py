@@ -95,11 +95,11 @@ class Shadows:
         """Of every alias that has a shadow. May be called from any thread."""
         return [agreement.report() for agreement in tuple(self._agreements.values())]
 
-    def report(self, name: str) -> ShadowReport:
-        """Raises ``NotFound`` for an unknown alias, ``FailedPrecondition`` for one without a shadow."""
+    def agreement(self, name: str) -> Agreement:
+        """Of an alias. Raises ``NotFound`` if there is none, ``FailedPrecondition`` if it has no shadow."""
         agreement = self._agreements.get(name)
         if agreement is not None:
-            return agreement.report()
+            return agreement
         if self._registry.aliases.get(name) is None:
             raise NotFound(f"there is no alias {quoted(name)}", field="name")
         raise FailedPrecondition(f"the alias {name!r} has no shadow; give it one to compare with", field="name")

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 import critiq
+from critiq.types import Processes
 from critiq_server.app import App
 from tests.support.bundles import write_bundle
 from tests.support.group import grouped
 from tests.support.requests import flat
 from tests.support.servers import make_settings, running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="several processes need Linux or macOS")
 
@@ -116,3 +118,36 @@ async def test_drift_of_two_processes_is_that_of_one_with_the_traffic_of_both(tm
         await pair[1].service.drift.look()
         watched = {(series.name, series.state) for *_, series in pair[1].service.drift.watched()}
         assert ("pixels", "steady") in watched, "the next one looks"
+
+
+async def test_a_shadows_report_is_of_all_processes_and_a_change_reaches_all(tmp_path: Path) -> None:
+    for version, bias in (("1", 0.0), ("2", 0.2)):
+        write_bundle(tmp_path, version=version, bias=bias)
+    models = {"allow_changes": True, "aliases": {"live": {"targets": ["tiny:1"]}}, "load": ("tiny:1",)}
+    async with grouped(tmp_path, models=models) as pair:
+        urls = [f"127.0.0.1:{app.grpc_port}" for app in pair]
+        async with critiq.AsyncClient(urls[0]) as one, critiq.AsyncClient(urls[1]) as two:
+            await one.set_alias("live", ["tiny:1"], shadow="tiny:2=100")
+            assert (await two.shadow_report("live")).scored == 0, "it is there at once, the candidate loaded"
+            greys = levels(120, 40)
+            for at, grey in enumerate(greys):
+                await (one, two)[at % 3 == 0].score(flat(grey), "a cat", model="live")
+
+            await until(lambda: sum(app.service.routing._agreement("live").scored for app in pair) == 40)
+            report = await one.shadow_report("live")
+            assert (report.scored, report.dropped, report.failed, report.processes) == (40, 0, 0, Processes(2, 2))
+            assert (await two.shadow_report("live")).pairs[0].decisions == report.pairs[0].decisions
+            (found,) = report.pairs
+            (brightness,) = (entry for entry in found.dimensions if entry.dimension == "brightness")
+            # Calibrated is raw / (1 + bias).
+            served = np.array(greys) / 255
+            candidate = (served + 0.2) / 1.2
+            assert (brightness.count, brightness.window, brightness.srcc) == (40, 40, pytest.approx(1.0))
+            assert brightness.served_mean == pytest.approx(served.mean(), abs=1e-4)
+            assert brightness.difference_stddev == pytest.approx((candidate - served).std(ddof=1), abs=1e-4)
+
+            await two.promote_alias("live")
+            assert (await one.score(flat(3), model="live")).scores[0].model_version == "2"
+            await one.set_alias("live", ["tiny:1"], shadow="tiny:2=100")
+            await pair[1].stop(2.0)
+            assert (await one.shadow_report("live")).processes == Processes(1, 2, (1,))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import orjson
 import pytest
 from scipy import stats
 
 from critiq.aliases import Alias, AliasRoute, AliasTarget, ShadowFlip
-from critiq.types import ImageReport, Score, ScoreResult
+from critiq.types import ImageReport, Processes, Score, ScoreResult
+from critiq_server.others import Replies
 from critiq_server.routing.agreement import Agreement, rank_correlation
 from critiq_server.scoring.policies import Policy
 
@@ -66,6 +68,42 @@ def test_means_and_spread_are_those_of_all_pictures_and_correlation_that_of_the_
     assert found.mean_shift == pytest.approx((candidate - served).mean())
     assert found.difference_stddev == pytest.approx((candidate - served).std(ddof=1), rel=1e-6)
     assert found.srcc == pytest.approx(stats.spearmanr(served[-100:], candidate[-100:]).statistic)
+
+
+def test_processes_together_know_what_one_with_all_pictures_would() -> None:
+    random = np.random.default_rng(5)
+    served = random.uniform(size=300)
+    candidate = served**2 + random.normal(scale=0.1, size=300)
+    whole = Agreement(ALIAS, (), {"quality": 0.3}, window=100)
+    parts = [Agreement(ALIAS, (), {"quality": 0.3}, window=100) for _ in range(3)]
+    for at, (ours, theirs) in enumerate(zip(served.tolist(), candidate.tolist(), strict=True)):
+        part = parts[0] if at % 10 else parts[1]  # the third gets nothing
+        for agreement in (whole, part):
+            agreement.add(result("3" if at % 7 == 0 else "1", ours), result("2", theirs))
+    parts[1].dropped, parts[1].failed, parts[1].last_failure = 4, 1, "why"
+    dumps = [orjson.loads(orjson.dumps(part.dump())) for part in parts]
+    processes = Processes(3, 3)
+    for part, others in ((parts[0], dumps[1:]), (parts[2], dumps[:2])):
+        found = part.with_others(others, processes)
+        assert (found.scored, found.dropped, found.failed, found.last_failure) == (300, 4, 1, "why")
+        assert found.processes == processes
+        expected = {pair.served: pair for pair in whole.report().pairs}
+        assert len(found.pairs) == len(expected) == 2
+        for pair in found.pairs:
+            (one,), (other,) = pair.dimensions, expected[pair.served].dimensions
+            assert (one.count, one.window) == (other.count, other.window)
+            assert one.srcc == pytest.approx(other.srcc), "of the last 100 of all, whoever scored them"
+            assert one.mean_shift == pytest.approx(other.mean_shift)
+            assert one.difference_stddev == pytest.approx(other.difference_stddev, rel=1e-6)
+            assert pair.decisions == expected[pair.served].decisions
+
+
+def test_what_another_process_knows_of_another_candidate_does_not_count() -> None:
+    moved = Alias("default", AliasRoute((AliasTarget("m", "1"),), since=6.0), AliasTarget("m", "2", 50))
+    agreement = Agreement(ALIAS, (), {}, window=100)
+    replies = Replies({1: Agreement(moved, (), {}, window=100).dump(), 2: agreement.dump()}, Processes(3, 4, (3,)))
+    others, processes = replies.read(agreement.fitting)
+    assert (len(others), processes) == (1, Processes(2, 4, (1, 3)))
 
 
 def test_decisions_of_policies_and_thresholds_that_differ_are_counted_by_kind() -> None:

@@ -50,7 +50,7 @@ def grey(level: int) -> Query:
 
 
 def shadow(app: App) -> Any:
-    return app.service.routing.shadow_report("default")
+    return app.service.routing._agreement("default").report()
 
 
 async def test_agreement_of_what_callers_asked_for_over_both_faces_and_as_metrics(tmp_path: Path) -> None:
