@@ -42,6 +42,11 @@ def schema(dimensions: Sequence[str]) -> Any:
     return pyarrow.schema(fields)
 
 
+def _utf8(text: str) -> str:
+    """Half characters, which JSON can write and UTF-8 cannot, become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class Part:
     """The rows of one unit, as they come; :meth:`data` makes a file of them."""
 
@@ -56,10 +61,10 @@ class Part:
 
     def add(self, row: Row, answer: ItemResult) -> None:
         """Takes a row; they must come in order."""
-        found: dict[str, Any] = {"id": row.id, "row": row.position, "status": OK, "time": datetime.now(UTC)}
+        found: dict[str, Any] = {"id": _utf8(row.id), "row": row.position, "status": OK, "time": datetime.now(UTC)}
         if answer.result is None:
             code = "INTERNAL" if answer.error is None else answer.error.code
-            found |= {"status": code, "message": str(answer.error)}
+            found |= {"status": code, "message": _utf8(str(answer.error))}
             self.failed[code] = self.failed.get(code, 0) + 1
         else:
             for score in answer.result.scores:

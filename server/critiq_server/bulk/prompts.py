@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from critiq.cli.pictures import FILE_COLUMNS, PROMPT_COLUMNS
 from critiq.errors import InvalidArgument
@@ -33,7 +33,7 @@ def read_metadata(uri: str) -> dict[str, str]:
         raise BulkError(f"{uri} is not UTF-8: {error}") from error
     rows: Iterable[tuple[int, Mapping[str, object]]]
     if uri.lower().endswith(".csv"):
-        rows = enumerate(csv.DictReader(io.StringIO(text)), start=2)
+        rows = _records(uri, text)
     elif uri.lower().endswith(".jsonl"):
         rows = ((number, _object(uri, number, line)) for number, line in enumerate(text.split("\n"), 1) if line.strip())
     else:
@@ -57,7 +57,7 @@ def prompt_of_file(path: str, data: bytes) -> str:
         if not path.endswith(".json"):
             return text.strip()
         return prompt_of_record(json.loads(text))
-    except ValueError as error:  # of decoding either
+    except (ValueError, RecursionError) as error:  # of decoding either
         raise InvalidArgument(f"the file of the prompt, {path}, cannot be read: {error}", field=FIELD) from error
 
 
@@ -75,10 +75,18 @@ def prompt_of_record(record: object, name: str = "") -> str:
     return value
 
 
+def _records(uri: str, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:
+    reader = csv.DictReader(io.StringIO(text))
+    try:
+        yield from enumerate(reader, start=2)
+    except csv.Error as error:
+        raise BulkError(f"{uri}, line {reader.line_num + 1}: no CSV: {error}") from error
+
+
 def _object(uri: str, number: int, line: str) -> Mapping[str, object]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BulkError(f"{uri}, line {number}: no JSON: {error}") from error
     if not isinstance(row, dict):
         raise BulkError(f"{uri}, line {number}: no JSON object")

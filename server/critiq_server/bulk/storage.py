@@ -5,6 +5,7 @@ Paths below a place are relative to it, with ``/`` between their parts.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -108,7 +109,12 @@ class LocalPlace:
 
     def entry(self, path: str = "") -> Entry | None:
         whole = self._root / path
-        return _local_entry(path, whole.stat()) if whole.is_file() else None
+        try:
+            return _local_entry(path, whole.stat()) if whole.is_file() else None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None
+            raise StorageError(f"cannot read {whole}: {error.strerror}") from error
 
     def open(self, path: str = "") -> BinaryIO:
         try:

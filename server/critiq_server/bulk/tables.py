@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 
 from critiq.cli.pictures import PROMPT_COLUMNS
-from critiq.errors import InvalidArgument
+from critiq.errors import CritiqError, InvalidArgument
 from critiq_server.bulk.errors import BulkError, StorageError
 from critiq_server.bulk.rows import Image, PendingRow, Row, read_pointer
 from critiq_server.bulk.storage import Place, place
@@ -102,11 +102,27 @@ def _records(shard: str, first: int, last: int, image: str, prompt: str, id_: st
         for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=numbers, columns=columns):
             kept = batch.slice(min(skip, batch.num_rows), left)
             skip = max(0, skip - batch.num_rows)
-            lists = [kept.column(column).to_pylist() if column else [None] * kept.num_rows for column in chosen]
+            lists = [_values(kept.column(column)) if column else [None] * kept.num_rows for column in chosen]
             yield from zip(*lists, strict=True)
             left -= kept.num_rows
             if left == 0:
                 return
+
+
+def _values(column: Any) -> list[Any]:
+    """Python's values; in place of text that is not UTF-8 the error that says so."""
+    try:
+        found: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+    return found
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return InvalidArgument(f"the row's text is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})")
 
 
 def _groups(metadata: Any, first: int, last: int) -> tuple[list[int], int]:
@@ -138,7 +154,10 @@ def _chosen(schema: Any, image: str, prompt: str, id_: str) -> tuple[str, str, s
 
 def _row(position: int, unit: Unit, record: tuple[Any, Any, Any], base: Place, limits: ImageLimits) -> Row | PendingRow:
     image, prompt, id_ = record
-    name = _name(unit, position) if id_ is None else str(id_)
+    name = _name(unit, position) if id_ is None or isinstance(id_, CritiqError) else str(id_)
+    for value in (image, prompt):
+        if isinstance(value, CritiqError):
+            return Row(position, name, value)
     if isinstance(image, dict) and {"bytes", "path"} & image.keys():
         image = image.get("bytes") or image.get("path")
     if prompt is not None and not isinstance(prompt, str):

@@ -24,15 +24,18 @@ _TEXTS = ("txt", "caption", "prompt", "text")
 _MOST_TEXT = 2**20
 """Bytes of a text or JSON member that are read; longer ones are an error of their row."""
 
-_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
+_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, ArithmeticError, LookupError)
+"""The last three come of headers that say what cannot be."""
 
 
 @dataclass
 class _Sample:
-    """``members``: what was loaded, or why not, by the part of the name after the first dot."""
+    """``members``: what was loaded, or why not, by the part of the name after the first dot; ``seen``: those
+    parts."""
 
     key: str
     offset: int
+    seen: set[str] = field(default_factory=set)
     members: dict[str, bytes | CritiqError] = field(default_factory=dict)
 
 
@@ -104,10 +107,11 @@ def _samples(file: BinaryIO, limits: ImageLimits, wanted: frozenset[str]) -> Ite
                 key, extension = _split(member.name)
                 if not member.isfile() or not extension:
                     continue
-                if sample is None or sample.key != key:
+                if sample is None or sample.key != key or extension in sample.seen:  # names may begin anew
                     if sample is not None:
                         yield sample
                     sample = _Sample(key, member.offset)
+                sample.seen.add(extension)
                 if extension in wanted:
                     sample.members[extension] = _load(tar, member, extension, limits)
             end = cast(Any, tar).offset
@@ -160,7 +164,7 @@ def _row(position: int, sample: _Sample, image: str, prompt: str, id_: str) -> R
         return Row(position, name, _bytes(members[picture]), words)
     except CritiqError as error:
         return Row(position, name, error)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Row(position, name, InvalidArgument(f"the sample's .json cannot be read: {error}", field="prompt"))
 
 

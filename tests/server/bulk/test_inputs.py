@@ -6,12 +6,15 @@ import tarfile
 from pathlib import Path
 
 import fsspec
+import pyarrow
 import pyarrow.parquet
 import pytest
 
-from critiq.errors import CritiqError
+from critiq.errors import CritiqError, InvalidArgument
+from critiq.types import ItemResult
 from critiq_server.bulk.errors import BulkError
 from critiq_server.bulk.inputs import Columns, plan_input
+from critiq_server.bulk.parts import Part
 from critiq_server.bulk.reading import read_rows
 from critiq_server.bulk.rows import Row
 from critiq_server.bulk.units import UNKNOWN, Plan, Unit
@@ -313,3 +316,78 @@ def test_a_picture_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         (row,) = rows(planned(source), limits=limits)
         assert isinstance(row.image, CritiqError)
         assert row.image.code == "TOO_LARGE"
+
+
+def write_members(path: Path, *members: tuple[str, bytes, dict[str, str]]) -> Path:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data, headers in members:
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(data), headers
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_a_name_that_comes_again_in_a_tar_file_begins_a_row_of_its_own(tmp_path: Path) -> None:
+    path = write_members(tmp_path / "in.tar", ("a.png", b"1", {}), ("a.txt", b"one", {}), ("a.png", b"2", {}))
+    plan = planned(path, at_most=1)
+    assert plan.rows == 2
+    assert told(rows(plan)) == [(0, "a", b"1", "one"), (1, "a", b"2", "")]
+
+
+@pytest.mark.parametrize(
+    "headers", [{"GNU.sparse.map": "a,b", "GNU.sparse.size": "x"}, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}]
+)
+def test_headers_of_a_tar_file_that_cannot_be_are_a_row_that_says_so(tmp_path: Path, headers: dict[str, str]) -> None:
+    path = write_members(tmp_path / "in.tar", ("a.png", b"1", {}), ("b.png", b"no map", headers), ("c.png", b"3", {}))
+    found = rows(planned(path))
+    assert found[0].image == b"1"
+    assert [row.position for row in found] == [0, 1]
+    assert "the tar file is damaged" in str(found[1].image)
+
+
+DEEP = b"[" * 200_000
+
+
+def test_json_too_deep_to_be_read_fails_its_row_alone(tmp_path: Path) -> None:
+    path = write_members(tmp_path / "in.tar", ("a.png", b"1", {}), ("a.json", DEEP, {}), ("b.png", b"2", {}))
+    first, second = rows(planned(path))
+    assert "the sample's .json cannot be read" in str(first.image)
+    assert second.image == b"2"
+    folder = write_folder(tmp_path / "pictures", ENTRIES[:2])
+    (folder / "0000.txt").unlink()
+    (folder / "0000.json").write_bytes(DEEP)
+    first, second = rows(planned(folder))
+    assert "the file of the prompt" in str(first.image)
+    assert second.image == ENTRIES[1].data
+    (folder / "metadata.jsonl").write_bytes(DEEP)
+    with pytest.raises(BulkError, match=r"metadata\.jsonl, line 1: no JSON"):
+        planned(folder)
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_bytes(b"file_name,text\n0000.png," + b"x" * 200_000)
+    with pytest.raises(BulkError, match=r"metadata\.csv, line 2: no CSV"):
+        planned(folder)
+
+
+def test_text_of_a_table_that_is_not_utf8_fails_its_row_alone(tmp_path: Path) -> None:
+    offsets = pyarrow.array([0, 2, 3], pyarrow.int32()).buffers()[1]
+    broken = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, pyarrow.py_buffer(b"\xff\xfex")])
+    columns = {"id": ["1", "2"], "image": [b"p", b"p"], "caption": ["a", "b"]}
+    for name in ("id", "caption"):
+        pyarrow.parquet.write_table(pyarrow.table({**columns, name: broken}), tmp_path / f"{name}.parquet")
+    assert told(rows(planned(tmp_path / "id.parquet"))) == [(0, "id.parquet#0", b"p", "a"), (1, "x", b"p", "b")]
+    first, second = rows(planned(tmp_path / "caption.parquet"))
+    assert "the row's text is not UTF-8 (byte 0xff at 0)" in str(first.image)
+    assert (second.image, second.prompt) == (b"p", "x")
+
+
+def test_a_path_too_long_to_be_one_is_a_picture_that_is_not_there(tmp_path: Path) -> None:
+    table = pyarrow.table({"path": ["x" * 300]})
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    assert "the picture's file is not there" in str(rows(planned(tmp_path / "in.parquet"))[0].image)
+
+
+def test_half_a_character_in_a_name_does_not_end_the_part() -> None:
+    part = Part("in.tar", "tiny", "1", ())
+    part.add(Row(0, "k\ud800", b""), ItemResult("0", error=InvalidArgument("about k\ud800")))
+    (row,) = pyarrow.parquet.read_table(io.BytesIO(part.data())).to_pylist()
+    assert (row["id"], row["message"]) == ("k?", "about k?")
