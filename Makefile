@@ -12,7 +12,7 @@ serve: $(VENV)/.serve
 	$(BIN)/critiq serve $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # A minute of load and more for each test, then twenty minutes of soak; their short forms are among the tests.
 reliability: $(VENV)/.dev

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -35,7 +36,8 @@ def test_for_a_moment(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed (pip install atheris; Linux and macOS)")
     command = [sys.executable, "-m", "tests.fuzz.run", "--seconds", "1", "--keep", str(tmp_path), name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # the fuzzer leaves without tidying up
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     runs = re.search(r"number_of_executed_units: (\d+)", done.stderr)
     assert runs, done.stderr[-3000:]

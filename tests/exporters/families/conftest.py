@@ -1,4 +1,4 @@
-"""Checkpoints and bundles that several tests share; the full-size ones are made once a run."""
+"""Checkpoints and bundles that several tests share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from critiq_exporters.cli import main
-from critiq_exporters.core.export import Settings, export
-from critiq_exporters.families.maniqa.family import load
-from tests.exporters.families.rule_made import PARITY, published_state, tiny_state
+from tests.exporters.families.rule_made import tiny_state
 
 LOOSE = ["--max-shift", "0.5", "--min-srcc", "0.5"]
 """Limits for a reduced precision on six pictures, which tell little."""
@@ -46,32 +44,3 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(command) == 0
     return Exported(checkpoint, models, printed.getvalue())
-
-
-@dataclass(frozen=True)
-class FullSize:
-    """The full-size checkpoint of the MANIQA fixture, and the folder of bundles exported from it."""
-
-    checkpoint: Path
-    models: Path
-
-
-@pytest.fixture(scope="session")
-def full_size(tmp_path_factory: pytest.TempPathFactory) -> FullSize:
-    if not PARITY.is_dir():
-        pytest.skip("the fixtures made with the authors' code are not here")
-    folder = tmp_path_factory.mktemp("maniqa")
-    checkpoint = folder / "published.pt"
-    torch.save(published_state("maniqa"), checkpoint)
-    settings = Settings(
-        out=folder / "models",
-        name="maniqa",
-        version="1",
-        checkpoint_sha256="0" * 64,
-        command="tests",
-        picture_count=4,
-        max_batch=1,
-        threads=2,
-    )
-    export(load(checkpoint), settings)
-    return FullSize(checkpoint, folder / "models")

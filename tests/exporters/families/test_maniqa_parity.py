@@ -1,10 +1,12 @@
-"""MANIQA at full size against numbers of the authors' code, in torch and in the exported graph.
+"""MANIQA at full size against numbers of the authors' code: in torch, in the exported graph, and served.
 
 Tolerances are those of the fixtures: float32 on a CPU, |difference| <= atol + rtol * |expected|.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from critiq import Client
 from critiq_exporters.core.checkpoints import read_state
 from critiq_exporters.core.evaluate import open_session
+from critiq_exporters.core.export import Settings, export
 from critiq_exporters.families.maniqa.checkpoint import build
+from critiq_exporters.families.maniqa.family import load
 from critiq_exporters.families.maniqa.network import Maniqa
-from tests.exporters.families.conftest import FullSize
-from tests.exporters.families.rule_made import cut, fixture_arrays, needs_fixtures
+from tests.exporters.families.rule_made import cut, fixture_arrays, needs_fixtures, published_state
+from tests.support.servers import server_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), needs_fixtures]
 
@@ -41,6 +46,33 @@ OURS = {
     "fc_score": "score",
     "fc_weight": "weight",
 }
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """The full-size checkpoint of the MANIQA fixture, and the folder of bundles exported from it."""
+
+    checkpoint: Path
+    models: Path
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> FullSize:
+    folder = tmp_path_factory.mktemp("maniqa")
+    checkpoint = folder / "published.pt"
+    torch.save(published_state("maniqa"), checkpoint)
+    settings = Settings(
+        out=folder / "models",
+        name="maniqa",
+        version="1",
+        checkpoint_sha256="0" * 64,
+        command="tests",
+        picture_count=4,
+        max_batch=1,
+        threads=2,
+    )
+    export(load(checkpoint), settings)
+    return FullSize(checkpoint, folder / "models")
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +158,14 @@ def test_the_exported_graph_gives_the_authors_numbers_at_any_batch(session: Any,
     np.testing.assert_allclose(score, expected["score"][rows], atol=1e-6, rtol=1e-5)
     np.testing.assert_allclose(scores, expected["act.fc_score"][rows], atol=5e-5, rtol=1e-4)
     np.testing.assert_allclose(weights, expected["act.fc_weight"][rows], atol=5e-5, rtol=1e-4)
+
+
+def test_the_bundle_serves_the_authors_scores(full_size: FullSize, tmp_path: Path) -> None:
+    flags = ["--models", str(full_size.models), "--default", "maniqa", "--load", "maniqa"]
+    pictures = fixture_arrays("maniqa", "inputs")["image_u8"]
+    with (
+        server_process(flags, tmp_path / "log", ready_within=180) as server,
+        Client(server.grpc, timeout=120) as client,
+    ):
+        found = [client.score(picture)["visual_quality"].raw for picture in pictures]
+    np.testing.assert_allclose(found, fixture_arrays("maniqa", "expected")["score"], atol=1e-6, rtol=1e-5)

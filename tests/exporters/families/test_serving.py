@@ -15,8 +15,7 @@ from critiq_exporters.core.pictures import drawn_pictures
 from critiq_exporters.families.maniqa.checkpoint import build
 from critiq_server.bundles.manifest import FiveCropsView, ResizeView
 from critiq_server.images.views import apply_view
-from tests.exporters.families.conftest import Exported, FullSize
-from tests.exporters.families.rule_made import fixture_arrays, needs_fixtures
+from tests.exporters.families.conftest import Exported
 from tests.support.servers import server_process
 
 WHOLE = ResizeView(height=64, width=64, filter="opencv_cubic")
@@ -48,17 +47,3 @@ def check_served(checkpoint: Path, models: Path, name: str, view: ResizeView | F
     np.testing.assert_allclose(batch[::-1], expected, atol=1e-5)
     assert {(score.model, score.direction) for score in found} == {(name, "higher_is_better")}
     assert [score.calibrated for score in found] == pytest.approx([score.raw for score in found], abs=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@needs_fixtures
-def test_the_full_size_model_serves_the_authors_scores(full_size: FullSize, tmp_path: Path) -> None:
-    flags = ["--models", str(full_size.models), "--default", "maniqa", "--load", "maniqa"]
-    pictures = fixture_arrays("maniqa", "inputs")["image_u8"]
-    with (
-        server_process(flags, tmp_path / "log", ready_within=180) as server,
-        Client(server.grpc, timeout=120) as client,
-    ):
-        found = [client.score(picture)["visual_quality"].raw for picture in pictures]
-    np.testing.assert_allclose(found, fixture_arrays("maniqa", "expected")["score"], atol=1e-6, rtol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -67,7 +68,7 @@ def test_a_stop_and_the_death_of_an_actor_cost_no_row(tmp_path: Path, bundles: P
     def stop_soon(rows: int, failed: int) -> None:
         reported.append(rows)
         if len(reported) == 2:
-            os.kill(os.getpid(), 2)
+            signal.raise_signal(signal.SIGINT)
 
     stopped = run(options, settings, lambda plan, units, rows: None, stop_soon)
     assert not stopped.finished
