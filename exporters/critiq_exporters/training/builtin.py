@@ -98,7 +98,8 @@ def train_builtin(
     torch.manual_seed(plan.settings.seed)
     torch.set_num_threads(1)  # small layers: more threads lose more than they gain
     work.mkdir(parents=True, exist_ok=True)
-    save_extractor(data / WEIGHTS, work / "features.onnx")
+    if not (resume and (work / "features.onnx").exists()):
+        save_extractor(data / WEIGHTS, work / "features.onnx")
     sources = thinned(training_sources(data), plan.per_population)
     held_out = thinned(held_out_sources(data), REFERENCE_PICTURES)
     if quick:

@@ -125,8 +125,10 @@ class Extractor:
 
 
 def save_extractor(weights: Path, graph: Path) -> None:
-    """Writes the graph that ``Extractor`` runs."""
-    export_graph(_AsTuple(picture_features(weights)), example_views(2), ["windows", "whole"], list(_OUTPUTS), graph)
+    """Writes the graph that ``Extractor`` runs; under its name only once it was checked."""
+    partial = graph.with_suffix(".partial.onnx")
+    export_graph(_AsTuple(picture_features(weights)), example_views(2), ["windows", "whole"], list(_OUTPUTS), partial)
+    partial.rename(graph)
 
 
 def example_views(count: int) -> tuple[Tensor, Tensor]:
