@@ -175,6 +175,8 @@ class App:
         await asyncio.gather(self._grpc.server.stop(1.0), *self._serving, return_exceptions=True)
         for task in self._watching:
             task.cancel()
+        if self._guard is not None:
+            self._guard.close()
         await self._assembly.close()
         await traces.stop(self._tracer)
 

@@ -97,10 +97,12 @@ LAYERS = [
     ["outbound"],
     [
         "scoring",
+        "security.counts_file",
         "security.guard",
         "security.keys",
         "security.limits",
         "security.settings",
+        "security.shared_counts",
         "security.tls",
         "security.tokens",
         "telemetry",

@@ -162,7 +162,7 @@ class Supervisor:
             "critiq_process_restarts", "Serving processes that died and were replaced.", registry=registry
         )
         app: ASGIApp = metrics_app(registry)
-        guard = await open_guard(self._settings.security)
+        guard = await open_guard(self._settings.security.model_copy(update={"limits_directory": self._limits}))
         if guard is not None:
             self._watching.append(asyncio.create_task(guard.watch()))
             app = Guarded(app, guard, METRICS)
@@ -221,10 +221,17 @@ class Supervisor:
         return process
 
     def _environment(self) -> Mapping[str, str]:
-        """With a file of this group for aliases, where the settings name none: all processes must have the same."""
-        if self._settings.models.state_file is not None:
-            return os.environ
-        return {**os.environ, "CRITIQ_MODELS__STATE_FILE": str(self._directory / "aliases.json")}
+        """With places of this group for what all processes must have in common, where the settings name none."""
+        places = {}
+        if self._settings.models.state_file is None:
+            places["CRITIQ_MODELS__STATE_FILE"] = str(self._directory / "aliases.json")
+        if self._settings.security.limits_directory is None:
+            places["CRITIQ_SECURITY__LIMITS_DIRECTORY"] = str(self._limits)
+        return {**os.environ, **places}
+
+    @property
+    def _limits(self) -> Path:
+        return self._settings.security.limits_directory or self._directory / "limits"
 
     async def _wait_ready(self, process: _Process) -> bool:
         """Whether it has become ready; false: it ended, took too long and was ended, or all are to stop."""

@@ -20,6 +20,7 @@ from critiq_server.telemetry.counters import AUDITS, CALLER_REFUSALS, calls_of
 from critiq_server.telemetry.faults import again_and_again
 
 if TYPE_CHECKING:
+    from critiq_server.security.shared_counts import SharedCounts
     from critiq_server.security.tokens import Tokens
 
 logger = structlog.get_logger("critiq.audit")
@@ -28,6 +29,8 @@ HOW = "send the header `Authorization: Bearer KEY`, or `x-api-key: KEY`"
 _BEARERS = 10_000
 """Callers whose calls are counted; of those beyond, the ones that have not come for longest begin anew."""
 _QUIET_SECONDS = 10.0
+_COUNTS_SECONDS = 1.0
+"""Within which calls of a process that was killed are forgotten."""
 
 
 async def open_guard(settings: SecuritySettings) -> Guard | None:
@@ -54,6 +57,7 @@ class Guard:
         self._path = path
         self._keys = Ring()
         self._tokens = _tokens(settings)
+        self._counts = _counts(settings)
         self._allowances: dict[str, Allowance] = {}
         self._bearers: OrderedDict[str, Allowance] = OrderedDict()
         self._stamp: tuple[int, ...] = ()
@@ -67,9 +71,16 @@ class Guard:
         return self._keys.has_certificates
 
     async def open(self) -> None:
-        """Gets the keys of tokens; raises ``KeysError``."""
+        """Gets the keys of tokens, and what was counted before; raises ``KeysError``."""
         if self._tokens is not None:
             await self._tokens.open()
+        if self._counts is not None:
+            await self._counts.open()
+
+    def close(self) -> None:
+        """For other processes no calls are under way here from now on."""
+        if self._counts is not None:
+            self._counts.close()
 
     async def bearer(self, credential: str, what: str) -> Caller | None:
         """Whom a token names; ``None`` for what is none, which :meth:`admit` judges. Raises ``Unauthenticated``."""
@@ -132,7 +143,7 @@ class Guard:
     def _of(self, bearer: Caller) -> Allowance:
         allowance = self._bearers.get(bearer.handle)
         if allowance is None:
-            allowance = self._bearers[bearer.handle] = Allowance(bearer)
+            allowance = self._bearers[bearer.handle] = Allowance(bearer, self._counts)
             if len(self._bearers) > _BEARERS:
                 self._bearers.popitem(last=False)
         elif allowance.key is not bearer:
@@ -146,6 +157,8 @@ class Guard:
         watched = [again_and_again(seconds, what, self.look)] if self._path is not None else []
         if self._tokens is not None:
             watched.append(self._tokens.watch())
+        if self._counts is not None:
+            watched.append(again_and_again(_COUNTS_SECONDS, "watching the counts of limits", self._counts.look))
         await asyncio.gather(*watched)
 
     def look(self) -> None:
@@ -172,7 +185,7 @@ class Guard:
         for key in self._keys:
             known = before.get(key.handle)
             if known is None:
-                known = Allowance(key)
+                known = Allowance(key, self._counts)
             else:
                 known.change(key)
             self._allowances[key.handle] = known
@@ -204,6 +217,14 @@ def _tokens(settings: SecuritySettings) -> Tokens | None:
     except ImportError as error:
         raise KeysError(f"security.jwt needs more packages ({error}): pip install 'critiq[jwt]'") from error
     return Tokens(settings.jwt)
+
+
+def _counts(settings: SecuritySettings) -> SharedCounts | None:
+    if settings.limits_directory is None:
+        return None
+    from critiq_server.security.shared_counts import SharedCounts
+
+    return SharedCounts(settings.limits_directory)
 
 
 @contextmanager

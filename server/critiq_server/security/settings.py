@@ -127,6 +127,12 @@ class SecuritySettings(_Section):
     reload_seconds: float = Field(
         2.0, gt=0, description="How often it is looked whether that file has changed; a change takes effect at once."
     )
+    limits_directory: Path | None = Field(
+        None,
+        description="Directory on a local disk in which it is counted what callers have spent of their limits, for all "
+        "processes that are given it, and for those that come after them. Empty: each server counts in memory; the "
+        "processes of server.workers have a directory of their own, which ends with them.",
+    )
     open_documents: bool = Field(
         True, description="Whether the page's files and the API's description are there for callers without a key."
     )

@@ -29,7 +29,7 @@ class Clock:
 
 
 def allowance(clock: Clock, **limits: Any) -> Allowance:
-    return Allowance(new_key("caller", ["score"], **limits)[1], clock, clock)
+    return Allowance(new_key("caller", ["score"], **limits)[1], None, clock, clock)
 
 
 def test_a_key_is_found_and_nothing_else_is() -> None:
