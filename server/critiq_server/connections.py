@@ -168,6 +168,8 @@ class Connection(HttpToolsProtocol):
             self._since, self._received = now, 0  # it waits for us
         allowed = limits.header_seconds
         if self._owes == "body":
+            if self._received > (now - self._since) * limits.bytes_per_second:  # quick: that is no credit for later
+                self._since, self._received = now, 0
             allowed = limits.body_seconds + self._received / limits.bytes_per_second
         return now - self._since > allowed
 

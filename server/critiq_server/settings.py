@@ -90,6 +90,12 @@ class LimitSettings(ConnectionLimits):
     )
     in_flight_bytes: int = Field(512 * 2**20, gt=0, description="Bytes of their encoded or raw data.")
     request_bytes: int = Field(64 * 2**20, gt=0, description="Bytes of one request; beyond it 413.")
+    received_bytes: int = Field(
+        2**30,
+        gt=0,
+        description="Bytes of REST bodies held at once, from when they come until they are answered; beyond it 429. A "
+        "single one may exceed it.",
+    )
     batch_items: int = Field(256, gt=0, description="Pictures in one batch, ranking or stream window.")
     stream_window: int = Field(64, gt=0, description="Items of one stream under way at once.")
     prompt_bytes: int = Field(8192, gt=0, description="UTF-8 bytes of a prompt.")

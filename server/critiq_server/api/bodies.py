@@ -201,6 +201,7 @@ async def _form(request: Request, kind: str) -> FormData:
     headers = Headers({"content-type": request.headers["content-type"] + "; charset=latin-1"})
     # The body's size is limited already, and the prompt's has a limit of its own with a clearer message.
     parser = MultiPartParser(headers, request.stream(), max_files=10_000, max_fields=10_000, max_part_size=2**40)
+    parser.spool_max_size = 2**40  # pictures are in memory in a moment anyway, and are not to be found on disks
     try:
         form = await parser.parse()
     except MultiPartException as error:

@@ -12,11 +12,9 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
-from starlette.types import Message as AsgiMessage
 
 from critiq import types, wire
-from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument, TooLarge
+from critiq.errors import BY_HTTP_STATUS, Cancelled, CritiqError, InvalidArgument
 from critiq.v1 import models_pb2, scoring_pb2
 from critiq_server.api import bodies, openai_moderations, page, schemas
 from critiq_server.api.admin import add_admin
@@ -29,6 +27,7 @@ from critiq_server.api.jobs import SubmitJson, add_jobs
 from critiq_server.api.live import add_live
 from critiq_server.api.moderation import add_moderation
 from critiq_server.api.oip import rest as inference
+from critiq_server.api.receiving import BodyLimit
 from critiq_server.jobs.operations import Jobs
 from critiq_server.models import Models
 from critiq_server.moderation import Moderation
@@ -52,7 +51,7 @@ def rest_app(
 ) -> FastAPI:
     """The ASGI application; without a ``profiler`` nobody may profile the server."""
     app = FastAPI(title="critiq", version="1", description=DESCRIPTION, redoc_url=None)
-    app.add_middleware(_BodyLimit, limit=service.settings.limits.request_bytes)
+    app.add_middleware(BodyLimit, limits=service.settings.limits)
     app.add_middleware(RoutingKeyed)
     if service.drift.labels.allowed:
         app.add_middleware(Labelled, labels=service.drift.labels)
@@ -213,35 +212,3 @@ async def _lines(answers: AsyncIterator[types.ItemResult]) -> AsyncIterator[byte
             yield dumps(answer) + b"\n"
     except CritiqError as error:
         yield dumps({"id": "", "result": None, "error": error}) + b"\n"
-
-
-class _BodyLimit:
-    """Refuses bodies over the limit: by their declared length before reading, or as soon as they exceed it."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        received = 0
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-
-        async def limited() -> AsgiMessage:
-            nonlocal received
-            if declared.isdigit() and int(declared) > self._limit:
-                raise self._too_large(int(declared))
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit:
-                raise self._too_large(received)
-            return message
-
-        await self._app(scope, limited, send)
-
-    def _too_large(self, size: int) -> TooLarge:
-        return TooLarge(
-            f"the body has {size} bytes or more, the limit is {self._limit}; send less at once", field="body"
-        )

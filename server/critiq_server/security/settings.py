@@ -29,8 +29,8 @@ class ConnectionLimits(_Section):
     body_seconds: float = Field(
         30.0,
         gt=0,
-        description="How long a body may take over HTTP, with a second more for each bytes_per_second that have come; "
-        "the same for a client that takes its answer.",
+        description="How long a body over HTTP may be behind the pace of bytes_per_second; the same for a client that "
+        "takes its answer.",
     )
     bytes_per_second: int = Field(10_000, gt=0, description="See body_seconds.")
     keep_alive_seconds: float = Field(

@@ -138,6 +138,14 @@ async def test_a_steady_body_may_take_longer(tmp_path: Path) -> None:
         assert b"200 OK" in await wire.rest()
 
 
+async def test_a_quick_beginning_is_no_leave_to_fall_silent(tmp_path: Path) -> None:
+    async with serving(tmp_path, bytes_per_second=1000) as (app, _), Wire.to(app.rest_port) as wire:
+        wire.writer.write(HEADERS + b"Content-Length: 70000\r\n\r\n" + bytes(60_000))  # a minute's worth
+        started = time.monotonic()
+        assert b"408 Request Timeout" in await wire.rest()
+        assert time.monotonic() - started < 5
+
+
 async def test_an_answer_that_nobody_takes_is_given_up(tmp_path: Path) -> None:
     """Pipelined requests whose answers fill every buffer."""
     async with serving(tmp_path) as (app, _):
