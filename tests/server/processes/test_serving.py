@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client.parser import text_string_to_metric_families
 
 import critiq
+from critiq.aliases import ShadowReport
 from critiq.errors import CritiqError
+from critiq.types import Processes
 from tests.support import requests
 from tests.support.bundles import write_bundle, write_simulated
 from tests.support.receiver import receiving
@@ -58,6 +61,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     root = tmp_path_factory.mktemp("pair")
     write_bundle(root / "models")
     write_bundle(root / "models", "other")
+    for version, bias in (("1", 0.0), ("2", 0.2)):
+        write_bundle(root / "models", "judged", version=version, bias=bias)
     socket = Path(tempfile.mkdtemp()) / "grpc.sock"  # a short path: sockets' names are limited
     flags = ["models.allow_changes=true", f"server.grpc_socket={socket}"]
     with serving(root, *(part for flag in flags for part in ("--set", flag))) as server:
@@ -180,6 +185,60 @@ def test_an_alias_is_the_same_in_all(pair: Pair) -> None:
     with critiq.Client(pair.rest) as client:
         client.set_alias("live", ["tiny:1"])
     wait_for(lambda: all(knows() for _ in range(12)), 10)
+
+
+def drift_of(process: psutil.Process) -> int:
+    """Values that one process has of the model that is judged, as the others are told."""
+    member = json.loads(process.environ()["CRITIQ_PROCESS"])
+    socket = httpx.HTTPTransport(uds=f"{member['directory']}/{member['name']}.sock")
+    with httpx.Client(transport=socket, timeout=20) as http:
+        series = http.post("http://process/ask/drift", json={"model": "judged"}).json()["series"]
+    return next((entry["count"] for entry in series if "brightness" in entry["key"]), 0)
+
+
+def test_reports_are_of_all_whoever_answers_hangs_or_dies(pair: Pair) -> None:
+    def drift() -> tuple[int, dict[str, object]]:
+        answer = httpx.get(f"{pair.rest}/v1/drift?model=judged", timeout=20)
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        (count,) = (entry["count"] for entry in found["series"] if entry["name"] == "brightness")
+        return count, found["processes"]
+
+    all_of_them = {"answered": 2, "of": 2, "missing": []}
+    with critiq.Client(pair.rest) as client:
+        client.set_alias("judged-by-two", ["judged:1"], shadow="judged:2=100")
+    asked = {"model": "judged-by-two"}
+    sent, one_call_each = 0, httpx.Limits(max_keepalive_connections=0)
+    with ThreadPoolExecutor(8) as pool, httpx.Client(base_url=pair.rest, limits=one_call_each, timeout=30) as http:
+        while sent < 40 or min(map(drift_of, children(pair))) < 8:
+            files = [{"image": requests.flat(10 * level + sent // 8)} for level in range(8)]
+            answers = list(pool.map(lambda image: http.post("/v1/score", files=image, data=asked), files))
+            assert {answer.status_code for answer in answers} == {200}
+            sent += 8
+    assert [drift() for _ in range(4)] == [(sent, all_of_them)] * 4
+    calls = httpx.get(f"{pair.rest}/v1/live", timeout=20).json()["calls"]
+    assert [entry["count"] for entry in calls if entry["model"] == "judged-by-two"] == [sent]
+
+    def shadow() -> ShadowReport:
+        with critiq.Client(pair.rest) as client:
+            return client.shadow_report("judged-by-two")
+
+    wait_for(lambda: shadow().scored == sent)
+    brightness = shadow().pairs[0].dimensions[0]
+    assert (brightness.count, brightness.window, brightness.srcc) == (sent, sent, pytest.approx(1.0))
+
+    stays, goes = sorted(children(pair), key=lambda child: child.pid)
+    left, number = drift_of(stays), json.loads(goes.environ()["CRITIQ_PROCESS"])["number"]
+    without = {"answered": 1, "of": 2, "missing": [number]}
+    goes.suspend()
+    assert drift() == (left, without)
+    goes.resume()
+    assert drift() == (sent, all_of_them)
+    goes.kill()
+    goes.wait(20)
+    assert shadow().processes == Processes(1, 2, (number,))
+    wait_for(lambda: drift() == (left, all_of_them))
+    assert shadow().scored < sent, "what a process counted dies with it"
 
 
 def test_a_hangup_replaces_the_processes_and_refuses_nobody(pair: Pair) -> None:
