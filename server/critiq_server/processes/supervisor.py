@@ -150,10 +150,11 @@ class Supervisor:
 
     async def _metrics_app(self) -> ASGIApp:
         registry = CollectorRegistry()
+        # Asked in a thread, while processes come and go: so of copies, which are made in one step.
         registry.register(
             MergedMetrics(
-                lambda: {entry.member.name: entry.member.path for entry in self._all},
-                lambda: {entry.member.name for entry in self._processes.values()},
+                lambda: {entry.member.name: entry.member.path for entry in tuple(self._all)},
+                lambda: {entry.member.name for entry in tuple(self._processes.values())},
             )
         )
         ready = Gauge("critiq_processes", "Serving processes that are ready.", registry=registry)

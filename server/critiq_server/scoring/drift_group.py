@@ -119,7 +119,8 @@ class GroupDrift:
         """The series with their states, for metrics: those of this process, or of the whole group where it looked."""
         if self._others.count == 1:
             return self._monitor.all()
-        return [(*parts_of(key)[:3], series) for key, series in self._judged.items()]
+        found = tuple(self._judged.items())  # the metrics are read in a thread
+        return [(*parts_of(key)[:3], series) for key, series in found]
 
     def answers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Any]]]:
         """What this process answers to the others, by what is asked."""
