@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -63,25 +64,40 @@ class App:
         self.rest_port = self.grpc_port = self.metrics_port = 0
         self.compat_ports: list[int] = []
         self._compat: list[tuple[HttpFace, socket.socket]] = []
+        self._faces: list[HttpFace] = []
         self._serving: list[asyncio.Task[None]] = []
+        self._watching: list[asyncio.Task[None]] = []
+        self._opened = AsyncExitStack()
+        """What must be closed: all at a stop, what there is of it at a start that fails."""
         self._ready = False
         self._health_updates: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
-        """Loads the models and listens.
+        """Loads the models and listens. Of a start that fails nothing is left.
 
         Raises:
             StartError: a port is taken, a store on disk cannot be opened, the certificate, the file of keys or a
                 moderation policy cannot be used, or no model could be loaded.
         """
         try:
+            await self._start()
+        except BaseException:
+            self._ready = False
+            await self._opened.aclose()
+            raise
+
+    async def _start(self) -> None:
+        try:
             self._certificates = self._read_certificates()
             self._guard = await open_guard(self.settings.security)
+            if self._guard is not None:
+                self._opened.callback(self._guard.close)
             self._policies = load_policies(self.settings.moderation)
             profiler = EventLoopProfiler() if self.settings.telemetry.profiling else None
             self._tracer = traces.start(self.settings.telemetry.traces)
         except (TlsError, KeysError, PolicyError, ProfilingUnavailable, traces.TracesUnavailable) as error:
             raise StartError(str(error)) from error
+        self._opened.push_async_callback(traces.stop, self._tracer)
         if self._member is not None:
             await self._member.take_turn()
         self._assembly = Assembly(
@@ -91,10 +107,12 @@ class App:
             self._on_model_change,
             others=self._member or ALONE,
         )
+        self._opened.push_async_callback(self._assembly.close)
         self.service = self._assembly.service
         shared = self._member is not None
         self.moderation = Moderation(self.service, self._policies)
         self.jobs = Jobs(self.settings.jobs, self.moderation, self.metrics, shared=shared)
+        self._opened.push_async_callback(self.jobs.close)
         try:
             await self.jobs.open()
         except JobStoreError as error:
@@ -104,6 +122,7 @@ class App:
         self._grpc = GrpcFace(
             self.service, self._is_ready, self.moderation, self.jobs, guard, traced=traced, shared=shared
         )
+        self._opened.push_async_callback(self._hang_up)
         rest = rest_app(self.service, self._is_ready, self.moderation, self.jobs, profiler)
         rest.router.routes[:0] = self._routes
         self.http = self._watched(rest)
@@ -111,11 +130,11 @@ class App:
         if self._member is not None:  # the others answer until this one can
             await self._join(self._member)
         self._listen()
-        faces = [(self._rest, self._rest_socket), *self._compat]
+        for face, opened in ((self._rest, self._rest_socket), *self._compat):
+            self._serve(face, opened)
         if self._member is None:
-            faces.append((self._metrics, self._metrics_socket))
-        self._serving += [asyncio.create_task(face.serve(sockets=[opened])) for face, opened in faces]
-        self._watching = [
+            self._serve(self._metrics, self._metrics_socket)
+        self._watching += [
             asyncio.create_task(watch_lag(self.metrics.loop_lag.observe)),
             asyncio.create_task(self.service.routing.watch()),
         ]
@@ -148,7 +167,7 @@ class App:
         """Loads what the others serve, or else what the settings say; from now on the others tell this one, too."""
         private = private_app(self.service, self._is_ready, lambda: self._ready)
         self._metrics = HttpFace(private, self.settings.limits)
-        self._serving.append(asyncio.create_task(self._metrics.serve(sockets=[member.listen()])))
+        self._serve(self._metrics, member.listen())
         await self._load_models(await member.loaded_elsewhere())
         # What was changed while this one loaded may have been told to it when there was nothing to do yet.
         if due := set(await member.loaded_elsewhere()):
@@ -170,15 +189,18 @@ class App:
             await asyncio.wait_for(self.service.admission.drained(), seconds)
         except TimeoutError:
             logger.warning("stopped before everything was answered", left=self.service.admission.items, seconds=seconds)
-        for face in (self._rest, self._metrics, *(face for face, _ in self._compat)):
+        await self._opened.aclose()
+
+    def _serve(self, face: HttpFace, opened: socket.socket) -> None:
+        self._faces.append(face)
+        self._serving.append(asyncio.create_task(face.serve(sockets=[opened])))
+
+    async def _hang_up(self) -> None:
+        for face in self._faces:
             face.should_exit = True
         await asyncio.gather(self._grpc.server.stop(1.0), *self._serving, return_exceptions=True)
         for task in self._watching:
             task.cancel()
-        if self._guard is not None:
-            self._guard.close()
-        await self._assembly.close()
-        await traces.stop(self._tracer)
 
     @property
     def ready(self) -> bool:

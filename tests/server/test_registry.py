@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -259,16 +260,22 @@ async def test_health_and_metrics_follow(server: Server) -> None:
     assert ready() == 0
 
 
+def left_nothing() -> bool:
+    """Whether no task runs but the test's, and no thread of a server."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("critiq-")]
+    return not threads and asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_a_server_without_its_default_model_does_not_start(tmp_path: Path) -> None:
     write_bundle(tmp_path, expected_shift=1.0)
     app = App(make_settings(tmp_path))
     with pytest.raises(StartError, match=r"'tiny' is not served: .*golden"):
         await app.start()
-    await app.stop(grace=0)
+    await until(left_nothing)
     app = App(make_settings(tmp_path, default="none"))
     with pytest.raises(StartError, match="there is no model 'none'"):
         await app.start()
-    await app.stop(grace=0)
+    await until(left_nothing)
 
 
 async def test_a_broken_model_beside_the_default_one_does_not_stop_the_server(tmp_path: Path) -> None:
@@ -286,3 +293,4 @@ async def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
             second = App(make_settings(tmp_path, server={name: port}))
             with pytest.raises(StartError, match=f"{port}.*--{name.replace('_', '-')}"):
                 await second.start()
+    await until(left_nothing)
