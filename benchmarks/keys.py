@@ -2,7 +2,9 @@
 
     python -m benchmarks.keys [--calls 2000]
 
-One caller, one call after the other, over gRPC and over REST on loopback; the servers take turns.
+One caller, one call after the other, over gRPC and over REST on loopback; the servers take turns. Then the checks
+alone: of a key, of a token, and of a key that several processes check so many times a second each, who count its limits
+in memory, in a directory each, and together.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,6 +37,7 @@ from critiq_server.settings import load_settings
 from tests.support.certificates import Authority
 
 ROUNDS = 10
+_starts: Any = None
 
 
 async def measure(calls: int) -> None:
@@ -83,14 +88,23 @@ async def measure(calls: int) -> None:
     finally:
         for app in apps:
             await app.stop(grace=1.0)
-    guard = Guard(SecuritySettings.model_validate({**keys, **tokens}), folder / "keys.yaml")
-    await guard.open()
-    for name, credential in (("key", text), ("token seen before", token)):
+    shared = {"limits_directory": folder / "limits"}
+    for place, name, credential in (
+        ({}, "key", text),
+        ({}, "token seen before", token),
+        (shared, "key with three limits that are shared", text),
+    ):
+        guard = Guard(SecuritySettings.model_validate({**keys, **tokens, **place}), folder / "keys.yaml")
+        await guard.open()
         started = time.process_time()
         for _ in range(20_000):
             with guard.admit(credential, {"score"}, "", (), await guard.bearer(credential, "")).call():
                 pass
         print(f"the check of a {name} alone: {(time.process_time() - started) / 20_000 * 1e6:.1f} µs of CPU")
+        guard.close()
+    for processes, rate in ((2, 500), (4, 500), (4, 5000)):
+        for counted in ("in memory", "in a directory each", "together"):
+            print(_contended(folder, text, processes, rate, counted))
     checker = Tokens(SecuritySettings.model_validate(tokens).jwt)
     await checker.open()
     for algorithm, made in (("ES256", signer), ("RS256", rsa.generate_private_key(65537, 2048))):
@@ -100,6 +114,50 @@ async def measure(calls: int) -> None:
         for _ in range(1000):
             checker._check(signed, published, algorithm)
         print(f"the first check of a token, {algorithm}: {(time.process_time() - started) * 1e3:.0f} µs of CPU")
+
+
+def _contended(folder: Path, text: str, processes: int, rate: int, counted: str, seconds: float = 3.0) -> str:
+    """A line on how long the check of one key takes that so many processes check so often a second each."""
+    context = multiprocessing.get_context("spawn")
+    starts = context.Barrier(processes)
+    with ProcessPoolExecutor(processes, context, _take, (starts,)) as pool:
+        directories = {
+            "in memory": [None] * processes,
+            "in a directory each": [folder / f"limits-{number}" for number in range(processes)],
+            "together": [folder / "limits"] * processes,
+        }[counted]
+        path = folder / "keys.yaml"
+        found = [pool.submit(_check_often, path, directory, text, rate, seconds) for directory in directories]
+        times = sorted(took for one in found for took in one.result())
+    each = len(times) / processes / seconds
+    median, *late = (1e6 * times[int(share * (len(times) - 1))] for share in (0.5, 0.99, 0.999, 1))
+    tail = ", ".join(f"{name} {took:.0f}" for name, took in zip(("p99", "p99.9", "longest"), late, strict=True))
+    return f"{processes} processes, {each:,.0f} checks a second each, {counted}: median {median:.0f} µs, {tail}"
+
+
+def _take(starts: Any) -> None:
+    global _starts  # noqa: PLW0603 - what processes share can be given to them only when they begin
+    _starts = starts
+
+
+def _check_often(path: Path, directory: Path | None, text: str, rate: int, seconds: float) -> list[float]:
+    async def check() -> list[float]:
+        guard = Guard(SecuritySettings(keys_file=path, limits_directory=directory), path)
+        await guard.open()
+        _starts.wait()
+        times, started = [], time.perf_counter()
+        due = started
+        while due < started + seconds:
+            before = time.perf_counter()
+            with guard.admit(text, {"score"}, "").call():
+                pass
+            times.append(time.perf_counter() - before)
+            due = max(due + 1 / rate, before)
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        guard.close()
+        return times
+
+    return asyncio.run(check())
 
 
 async def _handshakes(port: int, authority: Authority, count: int = 200) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,8 +18,8 @@ import critiq
 from critiq_server.security.keys import append, new_key
 from tests.support.bundles import write_bundle
 from tests.support.requests import flat
-from tests.support.servers import ServerProcess, server_process
-from tests.support.waiting import until_async
+from tests.support.servers import ServerProcess, make_settings, running, server_process
+from tests.support.waiting import until, until_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="several processes need Linux or macOS")]
 
@@ -54,20 +55,23 @@ async def endless() -> AsyncIterator[bytes]:
     await asyncio.Event().wait()
 
 
-async def test_limits_hold_over_processes_deaths_and_restarts(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "models")
+async def score(client: httpx.AsyncClient, key: str) -> int:
+    return (await client.post("/v1/score", files={"image": flat(7)}, headers={"x-api-key": key})).status_code
+
+
+def flags(root: Path) -> list[str]:
+    write_bundle(root / "models")
+    loaded = ["--models", str(root / "models"), "--default", "tiny", "--load", "tiny"]
+    return [*loaded, "--set", f"security.keys_file={root / 'keys.yaml'}"]
+
+
+async def test_two_processes_give_what_one_gives_whatever_becomes_of_them(tmp_path: Path) -> None:
     daily, entry = new_key("daily", ["score"], requests_per_day=20)
     append(tmp_path / "keys.yaml", entry)
     single, entry = new_key("single", ["score"], concurrency=1)
     append(tmp_path / "keys.yaml", entry)
-    flags = ["--models", str(tmp_path / "models"), "--default", "tiny", "--load", "tiny"]
-    flags += ["--set", f"security.keys_file={tmp_path / 'keys.yaml'}"]
-    flags += ["--set", f"security.limits_directory={tmp_path / 'counts'}"]
-
-    async def score(client: httpx.AsyncClient, key: str) -> int:
-        return (await client.post("/v1/score", files={"image": flat(7)}, headers={"x-api-key": key})).status_code
-
-    with server_process(["--workers=2", *flags], tmp_path / "log") as server:
+    log = tmp_path / "log"
+    with server_process(["--workers=2", *flags(tmp_path)], log) as server:
         async with connection_to_each(server) as clients:
             async with critiq.AsyncClient(f"grpc://{server.grpc}", api_key=daily) as stream:
                 found = [item.error async for item in stream.score_stream([flat(level) for level in range(4)])]
@@ -96,8 +100,27 @@ async def test_limits_hold_over_processes_deaths_and_restarts(tmp_path: Path) ->
                     return await score(other, single) == 200
 
                 await until_async(is_free)
+        await until(lambda: "process ready" in log.read_text())
+        server.process.send_signal(signal.SIGHUP)
+        await until(lambda: "all processes replaced" in log.read_text(), 60)
+        async with connection_to_each(server) as clients:
+            assert [await score(client, daily) for client in clients.values()] == [429, 429]
         assert await asyncio.to_thread(server.terminate) == 0
-    with server_process(flags, tmp_path / "second.log") as server:
-        async with httpx.AsyncClient(base_url=server.rest) as client:
-            assert await score(client, daily) == 429
-            assert await score(client, single) == 200
+    assert "fault" not in log.read_text()
+
+
+async def test_a_server_that_is_killed_and_started_again_knows_what_was_spent(tmp_path: Path) -> None:
+    text, entry = new_key("caller", ["score"], requests_per_day=2, concurrency=1)
+    append(tmp_path / "keys.yaml", entry)
+    keeping = ["--set", f"security.limits_directory={tmp_path / 'counts'}"]
+    with server_process([*flags(tmp_path), *keeping], tmp_path / "log") as server:
+        async with critiq.AsyncClient(f"grpc://{server.grpc}", api_key=text, retries=0) as caller:
+            await anext(caller.score_stream(endless()))
+            server.process.kill()
+            server.process.wait()
+    security = {"keys_file": tmp_path / "keys.yaml", "limits_directory": tmp_path / "counts"}
+    async with (
+        running(make_settings(tmp_path / "models", security=security)) as app,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.rest_port}") as client,
+    ):
+        assert [await score(client, text) for _ in range(2)] == [200, 429]
