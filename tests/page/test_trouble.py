@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from threading import Thread
@@ -49,6 +50,27 @@ def test_busy_for_long(browser: Browser, server: ServerProcess) -> None:
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".score dl")).to_have_count(1, timeout=20_000)
     expect(page.locator("#server-notice")).to_be_hidden()
+    page.close()
+
+
+def test_of_which_processes_nothing_is_told(browser: Browser, server: ServerProcess) -> None:
+    """Of two, one is silent; then it is there again, and the other has begun anew with its counters at nothing."""
+    page = browser.new_page()
+    calls = {"operation": "score", "model": "simulated", "code": "OK"}
+    told = {"processes": {"answered": 1, "of": 2, "missing": [1]}, "calls": [{**calls, "count": 5000}]}
+    page.route(
+        re.compile("/v1/(live|drift)$"),
+        lambda route: route.fulfill(json={**route.fetch().json(), **{key: told[key] for key in told}}),
+    )
+    page.goto(server.rest)
+    page.click("#tab-drift")
+    expect(page.locator("#view-drift .notice")).to_have_text("without process 1 of 2, which did not answer")
+    page.click("#tab-live")
+    expect(page.locator("#live-state")).to_have_text("without process 1 of 2, which did not answer")
+    told = {"processes": {"answered": 2, "of": 2, "missing": []}, "calls": [{**calls, "count": 7}]}
+    expect(page.locator("#live-state")).to_have_text("updating every second")
+    expect(page.locator("#view-live tr", has_text="simulated").locator("td").last).to_have_text("7")
+    expect(page.locator(".figures dd").first).to_have_text("0.0")
     page.close()
 
 

@@ -53,10 +53,10 @@ class GroupDrift:
         states = {key: state for each in told for key, state in each["states"].items()}
         now, entries = self._monitor.now(), []
         for key, series in (await _joined(self._monitor, told)).items():
-            if (state := states.get(key)) is not None:
-                series.state, series.since = state
-            else:
-                series.state = series.judge(now)  # nobody has looked yet
+            state, since = states.get(key, ("learning", 0.0))
+            if state == "learning":  # nobody has looked since there is a baseline
+                state = series.judge(now)
+            series.state, series.since = state, since
             model, version, label, *_ = parts_of(key)
             entries.append(describe(model, version, label, series, now, sketches=sketches))
             await asyncio.sleep(0)  # some milliseconds each: requests come in between
@@ -111,7 +111,7 @@ class GroupDrift:
             series.go_on_from(self._judged.get(key))
             model, version, label, *_ = parts_of(key)
             self._monitor.look((model, version, label), series)
-            series.ring.clear()  # what it found stays
+            series.forget()
             await asyncio.sleep(0)
         self._judged = judged
 

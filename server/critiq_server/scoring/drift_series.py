@@ -296,6 +296,11 @@ class Series:
         if before is not None:
             self.state, self.since, self._calm = before.state, before.since, before._calm
 
+    def forget(self) -> None:
+        """Lets go of all values; the state, and what the last look found, stay."""
+        self.ring.clear()
+        self.baseline = self._yardstick = None
+
     def _since(self, now: float, seconds: float) -> list[Slot[Any]]:
         earliest = int(now // self.ring.unit) - math.ceil(seconds / self.ring.unit)
         return [slot for slot in self.ring.slots if slot.start > earliest]
