@@ -121,6 +121,7 @@ class Tokens:
                 leeway=settings.leeway_seconds,
                 options=_OPTIONS,
             )
+            ends = float(claims["exp"]) + settings.leeway_seconds
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("the token has expired; get a new one from its issuer") from None
         except jwt.ImmatureSignatureError:
@@ -135,9 +136,9 @@ class Tokens:
             raise Unauthenticated(f"the token has no claim {error.claim!r}, which is due") from None
         except jwt.InvalidSignatureError:
             raise Unauthenticated("the token's signature is wrong") from None
-        except (jwt.PyJWTError, ValueError, TypeError):
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
             raise Unauthenticated("the token cannot be read") from None
-        return self._named(claims), float(claims["exp"]) + settings.leeway_seconds
+        return self._named(claims), ends
 
     def _named(self, claims: Mapping[str, Any]) -> Caller:
         settings = self.settings

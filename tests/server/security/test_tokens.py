@@ -143,6 +143,7 @@ async def test_wrong_tokens_are_refused_each_with_its_reason(provider: Provider)
         provider.token(sub="a\nb"): "names no caller",
         provider.token(sub="a" * 201): "names no caller",
         provider.token(exp="soon"): "cannot be read",
+        provider.token(exp=10**400): "cannot be read",
         stranger.token("one"): "signature is wrong",
         stranger.token("other"): "key that its issuer does not list",
         stranger.token("rsa", {"kid": "one"}): "another kind than the key",
