@@ -309,7 +309,7 @@ class Routing:
         if self._state is None:
             return
         try:
-            await asyncio.to_thread(self._state.change, name, alias, self._kept.get(name))
+            await asyncio.to_thread(self._state.change, name, alias, self._kept)
         except StateError as error:
             raise Unavailable(f"the alias is as it was: {error}") from error
         # The stamp stays: others may have written in between, and looking again costs little.
@@ -327,6 +327,8 @@ class Routing:
             raise
 
     async def _take_over(self, state: StateFile) -> None:
+        if self._stamp is None:  # it was deleted: the next change writes all anew
+            return
         try:
             self._kept = await asyncio.to_thread(state.read)
         except StateError as error:

@@ -64,13 +64,16 @@ class StateFile:
             raise StateError(f"models.state_file: {self.path}: the alias {broken[0]!r} has no targets")
         return found
 
-    def change(self, name: str, alias: Alias | None, seen: Alias | None) -> None:
-        """Writes one alias, if it stands there as ``seen`` last. Raises ``FailedPrecondition`` or ``StateError``."""
+    def change(self, name: str, alias: Alias | None, seen: Mapping[str, Alias | None]) -> None:
+        """Writes one alias, if it stands there as it was ``seen`` last; all of them, if the file was deleted meanwhile.
+
+        Raises ``FailedPrecondition`` or ``StateError``.
+        """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._locked():
-                held = self.read()
-                if held.get(name) != seen:
+                held = self.read() if self.path.exists() else seen
+                if held.get(name) != seen.get(name):
                     raise FailedPrecondition(
                         f"the alias {name!r} was changed by another process in this moment; look at it and try again",
                         field="name",

@@ -117,10 +117,10 @@ async def test_a_caller_that_leaves_while_a_change_is_taken_over_does_not_lose_i
 async def test_a_change_that_another_process_made_in_this_moment_is_not_overwritten(settings: Settings) -> None:
     path = file_of(settings)
     first, second = (Alias("a", AliasRoute((AliasTarget("tiny", version),), 1.0)) for version in ("1", "2"))
-    StateFile(path).change("a", first, None)
+    StateFile(path).change("a", first, {})
     with pytest.raises(FailedPrecondition, match="changed by another process"):
-        StateFile(path).change("a", second, None)
-    StateFile(path).change("a", second, first)
+        StateFile(path).change("a", second, {})
+    StateFile(path).change("a", second, {"a": first})
     assert StateFile(path).read() == {"a": second}
 
 
@@ -156,9 +156,14 @@ async def test_a_file_damaged_while_serving_changes_nothing(
         with pytest.raises(Unavailable, match="the alias is as it was"):
             await point(app, "default", "1")
         assert app.service.models.get().version == "2"
+        await asyncio.sleep(0.1)
         path.unlink()
-        await point(app, "default", "1")
+        await asyncio.sleep(0.1)
         await point(app, "canary", "2")
+        assert json.loads(path.read_text())["aliases"].keys() == {"default", "canary"}, (
+            "what was known is written again"
+        )
+        await point(app, "default", "1")
         kept = json.loads(path.read_text())["aliases"]
         # A target that this process cannot load: the alias stays here, and says so; the next one is taken over.
         kept["canary"]["route"]["targets"][0]["version"] = "9"
