@@ -112,6 +112,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._doors.leave(self)
         super().connection_lost(exc)
+        # uvicorn's does so where a connection ends in peace; one that broke, and its request, would wait for that time.
+        self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import socket
 import ssl
+import struct
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from io import BytesIO
@@ -105,6 +108,17 @@ async def test_headers_and_bodies_have_a_time_limit(tmp_path: Path, tls: bool) -
                 assert time.monotonic() - started < 5
                 await slow
             assert dropped(app, reason) >= 1
+
+
+async def test_nothing_is_kept_of_a_connection_that_breaks(tmp_path: Path) -> None:
+    async with serving(tmp_path, keep_alive_seconds=600) as (app, _), Wire.to(app.rest_port) as wire:
+        wire.writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await wire.reader.readuntil(b"\r\n\r\n")
+        (connection,) = map(weakref.ref, app._rest.server_state.connections)
+        reset = struct.pack("ii", 1, 0)  # closing resets, as a client's end does that has not read all
+        wire.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        wire.writer.transport.abort()
+        await until(lambda: gc.collect() >= 0 and connection() is None)
 
 
 async def test_a_connection_that_is_never_used_is_closed_without_a_word(tmp_path: Path) -> None:
