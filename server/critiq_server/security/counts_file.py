@@ -14,7 +14,7 @@ import subprocess
 import sys
 from array import array
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ _MAX_PROCESSES = 1024
 _ID, _OWNER = 16, 8
 """Bytes of a caller's and of a process's id."""
 _ROW = struct.Struct("<dddqQqQ")
-_CALLS = struct.Struct("<I")
 _SPENT_ROWS, _CALL_ROWS = b"critiq-limits/1 spent", b"critiq-limits/1 calls"
 _SOMETHING_ELSE = 4
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
@@ -86,7 +85,7 @@ class Store:
         found = cursor.set_range(of)
         while found and (key := cursor.key())[:_ID] == of:
             if key[_ID:] != self.owner:
-                total += int(_CALLS.unpack(cursor.value())[0])
+                total += int.from_bytes(cursor.value())
             found = cursor.next()
         return total
 
@@ -94,9 +93,9 @@ class Store:
         """To those of this caller under way in this process."""
         row = of + self.owner
         before = transaction.get(row)
-        left = calls + (0 if before is None else int(_CALLS.unpack(before)[0]))
+        left = calls + int.from_bytes(before or b"")
         if left > 0:
-            transaction.put(row, _CALLS.pack(left))
+            transaction.put(row, left.to_bytes(4))
         else:
             transaction.delete(row)
 
@@ -165,6 +164,8 @@ class Store:
     def close(self) -> None:
         """Lets go of the directory; this process's calls are the others' to forget."""
         self.environment.close()
+        with suppress(OSError):
+            self._file.unlink()
         os.close(self._alive)
 
 
