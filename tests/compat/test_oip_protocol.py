@@ -2,60 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import gzip
 import json
 import zlib
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import grpc
-import httpx
 import numpy as np
 import pytest
-import pytest_asyncio
-from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from tritonclient.grpc import model_config_pb2
-from tritonclient.grpc import service_pb2 as published
 
 from critiq_server.api.oip.inference import service_pb2
 from critiq_server.app import App
+from tests.compat.conftest import ITEMS, LIMIT
 from tests.compat.oip_bodies import LENGTH, binary, body, packed, pictures
-from tests.server.api.test_overload import holding
-from tests.support.bundles import write_bundle, write_simulated
-from tests.support.faces import Ports, ports
-from tests.support.gates import held
+from tests.compat.oip_calls import PICTURE, grpc_refused, refusal
+from tests.support.faces import Ports
 from tests.support.requests import flat
-from tests.support.servers import make_settings, running
-from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SERVICE = "/inference.GRPCInferenceService/"
 INFER = "/v2/models/tiny/infer"
-LIMIT = 2**20
-ITEMS = 8
-PICTURE = flat(51)
 TEXT = base64.b64encode(PICTURE).decode()
 IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [TEXT]}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App]:
-    root = tmp_path_factory.mktemp("bundles")
-    write_bundle(root)
-    write_bundle(root, name="spare")
-    async with running(make_settings(root, limits={"batch_items": ITEMS, "request_bytes": LIMIT})) as app:
-        yield app
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def connected(app: App) -> AsyncIterator[Ports]:
-    async with ports(app) as connected:
-        yield connected
 
 
 async def answered(connected: Ports, path: str = INFER, **options: Any) -> dict[str, Any]:
@@ -68,14 +36,6 @@ async def answered(connected: Ports, path: str = INFER, **options: Any) -> dict[
 async def refused(connected: Ports, path: str = INFER, **options: Any) -> tuple[int, str]:
     response = await connected.http.post(path, **options)
     return refusal(response)
-
-
-def refusal(response: httpx.Response) -> tuple[int, str]:
-    assert response.headers["content-type"] == "application/json"
-    found = response.json()
-    assert set(found) == {"error"}
-    assert "Traceback" not in found["error"]
-    return response.status_code, found["error"]
 
 
 async def test_json_alone(connected: Ports) -> None:
@@ -358,230 +318,3 @@ async def test_bodies_that_do_not_unpack(connected: Ports, encoding: str, conten
     status, message = await refused(connected, content=content, headers={"content-encoding": encoding})
     assert status == 400
     assert message.startswith("Content-Encoding: ")
-
-
-async def grpc_answered(connected: Ports, request: Any, method: str = "ModelInfer") -> Any:
-    data = await connected.channel.unary_unary(SERVICE + method)(request.SerializeToString(), timeout=30)
-    return service_pb2.ModelInferResponse.FromString(data)
-
-
-async def grpc_refused(connected: Ports, request: Any, method: str = "ModelInfer") -> tuple[str, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await connected.channel.unary_unary(SERVICE + method)(request.SerializeToString(), timeout=30)
-    return caught.value.code().name, caught.value.details() or ""
-
-
-def typed() -> Any:
-    request = service_pb2.ModelInferRequest(model_name="tiny", id="7")
-    request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(PICTURE)
-    request.inputs.add(name="prompt", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"a dog")
-    return request
-
-
-async def test_typed_contents(connected: Ports) -> None:
-    answer = await grpc_answered(connected, typed())
-    assert [np.frombuffer(data, "<f4")[0] for data in answer.raw_output_contents] == pytest.approx([0.2, 0.8])
-    request = service_pb2.ModelInferRequest(model_name="tiny")
-    values = request.inputs.add(name="pixels", datatype="UINT8", shape=[1, 16, 16, 3]).contents
-    values.uint_contents.extend([102] * 768)
-    answer = await grpc_answered(connected, request)
-    assert np.frombuffer(answer.raw_output_contents[0], "<f4") == pytest.approx([0.4])
-
-
-def changed(**fields: Any) -> Any:
-    request = typed()
-    for name, value in fields.items():
-        if name == "raw":
-            request.raw_input_contents.extend(value)
-        elif name == "parameter":
-            request.parameters[value]
-        elif name == "of_input":
-            request.inputs[0].parameters[value].bool_param = True
-        elif name == "of_output":
-            request.outputs.add(name="brightness").parameters[value].int64_param = 3
-        else:
-            setattr(request, name, value)
-    return request
-
-
-@pytest.mark.parametrize(
-    ("request_", "code", "words"),
-    [
-        (changed(raw=[b""]), "INVALID_ARGUMENT", "2 inputs and 1 raw_input_contents"),
-        (changed(raw=[packed(PICTURE), b""]), "INVALID_ARGUMENT", "contents as well as raw_input_contents"),
-        (changed(parameter="scale"), "INVALID_ARGUMENT", "the parameter 'scale' has no value"),
-        (changed(of_input="shared_memory_region"), "INVALID_ARGUMENT", "inputs[0].parameters: "),
-        (changed(of_output="classification"), "INVALID_ARGUMENT", "outputs[0].parameters: "),
-        (changed(model_name="nothing"), "NOT_FOUND", "there is no model 'nothing'"),
-        (changed(model_name="spare"), "UNAVAILABLE", "not loaded"),
-        (changed(model_version="9"), "NOT_FOUND", "no version '9'"),
-    ],
-)
-async def test_what_grpc_refuses(connected: Ports, request_: Any, code: str, words: str) -> None:
-    found, details = await grpc_refused(connected, request_)
-    assert found == code
-    assert words in details
-
-
-async def test_requests_of_both_faces_share_batches_and_limits(tmp_path: Path) -> None:
-    """One picture holds the device; the others wait together, and one more is refused with a hint when to come back."""
-    async with holding(tmp_path, in_flight=4, batch_items=4) as slow:
-        first = await slow.blocked()
-        path = "/v2/models/simulated/infer"
-        waiting = [asyncio.ensure_future(slow.ports.http.post(path, **pictures(flat(level)))) for level in (2, 3)]
-        request = service_pb2.ModelInferRequest(model_name="simulated/device")
-        request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(flat(4))
-        waiting_stage = asyncio.ensure_future(grpc_answered(slow.ports, request))
-        await until(lambda: slow.accepted == 4 and slow.gate.batcher.waiting == 3)
-        response = await slow.ports.http.post(path, **pictures(flat(9)))
-        status, message = refusal(response)
-        assert (status, "try again later" in message) == (429, True)
-        assert int(response.headers["retry-after"]) >= 1
-        assert (await grpc_refused(slow.ports, request))[0] == "RESOURCE_EXHAUSTED"
-        slow.gate.release()
-        await first
-        assert [(await entry).json()["outputs"][0]["data"] for entry in waiting] == [[2.0], [3.0]]
-        assert np.frombuffer((await waiting_stage).raw_output_contents[0], "<f4") == [4.0]
-
-
-async def test_concurrent_requests_for_one_picture_each_become_batches(tmp_path: Path) -> None:
-    """While the device is busy with one, 64 more come over both faces: they are computed in two batches of 32."""
-    write_simulated(tmp_path, batch_ms=1.0, max_batch=32)
-    settings = make_settings(tmp_path, default="simulated")
-    async with running(settings) as app, ports(app) as connected:
-        with held(app, "device") as gate:
-            first = asyncio.ensure_future(connected.http.post("/v2/models/simulated/infer", **pictures(flat(100))))
-            await until(lambda: gate.computed == 1)
-            over_http = [
-                asyncio.ensure_future(connected.http.post("/v2/models/simulated/infer", **pictures(flat(level))))
-                for level in range(32)
-            ]
-            over_grpc = []
-            for level in range(32, 64):
-                request = service_pb2.ModelInferRequest(model_name="simulated")
-                request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(
-                    flat(level)
-                )
-                over_grpc.append(asyncio.ensure_future(grpc_answered(connected, request)))
-            await until(lambda: gate.batcher.waiting == 64)
-        found = [(await answer).json()["outputs"][0]["data"][0] for answer in over_http]
-        found += [np.frombuffer((await answer).raw_output_contents[0], "<f4")[0] for answer in over_grpc]
-        assert found == list(range(64))
-        assert (await first).status_code == 200
-        batches = app.metrics.registry.get_sample_value(
-            "critiq_batch_size_count", {"model": "simulated", "stage": "device"}
-        )
-        assert batches == 3
-
-
-async def test_nothing_is_computed_for_callers_that_leave(tmp_path: Path) -> None:
-    async with holding(tmp_path) as slow:
-        first = await slow.blocked()
-        posted = asyncio.ensure_future(slow.ports.http.post("/v2/models/simulated/infer", **pictures(flat(2))))
-        request = service_pb2.ModelInferRequest(model_name="simulated")
-        request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(flat(3))
-        called = slow.ports.channel.unary_unary(SERVICE + "ModelInfer")(request.SerializeToString())
-        stream = slow.ports.channel.stream_stream(SERVICE + "ModelStreamInfer")()
-        for level in (4, 5):
-            request.inputs[0].contents.bytes_contents[0] = flat(level)
-            await stream.write(request.SerializeToString())
-        reading = asyncio.ensure_future(stream.read())
-        await slow.waiting(5)
-        posted.cancel()
-        called.cancel()
-        stream.cancel()
-        await until(lambda: slow.accepted == 1)
-        slow.gate.release()
-        await first
-        await asyncio.gather(posted, called, reading, return_exceptions=True)
-        assert slow.gate.computed == 1
-
-
-@pytest.mark.parametrize("parameters", [{"timeout": 50_000}, {"timeout": 50_000, "on_error": "nan"}])
-async def test_a_timeout_in_microseconds(tmp_path: Path, parameters: dict[str, Any]) -> None:
-    async with holding(tmp_path) as slow:
-        await slow.blocked()
-        asked = pictures(flat(2), parameters=parameters)
-        response = await slow.ports.http.post("/v2/models/simulated/infer", **asked)
-        if "on_error" in parameters:
-            assert "no answer within 0.05 s" in response.json()["parameters"]["errors"]
-        else:
-            assert refusal(response) == (
-                504,
-                "image[0]: no answer within 0.05 s; allow more time, or send less work at once",
-            )
-
-
-async def test_bulk_requests_wait_for_interactive_ones(tmp_path: Path) -> None:
-    async with holding(tmp_path) as slow:
-        first = await slow.blocked()
-        path = "/v2/models/simulated/infer"
-        order: list[int] = []
-
-        async def ask(level: int, priority: int) -> None:
-            response = await slow.ports.http.post(path, **pictures(flat(level), parameters={"priority": priority}))
-            assert response.status_code == 200
-            order.append(level)
-
-        bulk = asyncio.ensure_future(ask(2, 2))
-        await slow.waiting(2)
-        urgent = asyncio.ensure_future(ask(3, 1))
-        await slow.waiting(3)
-        slow.gate.let_go(2)
-        await asyncio.wait_for(urgent, 20)
-        slow.gate.release()
-        await asyncio.gather(first, bulk)
-        assert order == [3, 2]
-
-
-async def test_messages_are_the_published_ones() -> None:
-    """Every message, field and number of ours is in the files that NVIDIA's client carries."""
-    ours, theirs = FileDescriptorProto(), [FileDescriptorProto(), FileDescriptorProto()]
-    service_pb2.DESCRIPTOR.CopyToProto(ours)
-    published.DESCRIPTOR.CopyToProto(theirs[0])
-    model_config_pb2.DESCRIPTOR.CopyToProto(theirs[1])
-    known = {message.name: message for file in theirs for message in file.message_type}
-    assert ours.package == theirs[0].package == "inference"
-    for message in ours.message_type:
-        assert_same(message, known[message.name])
-    methods = {method.name: method for method in theirs[0].service[0].method}
-    assert ours.service[0].name == theirs[0].service[0].name
-    for method in ours.service[0].method:
-        other = methods[method.name]
-        assert (method.input_type, method.output_type) == (other.input_type, other.output_type)
-        assert method.client_streaming == other.client_streaming
-        assert method.server_streaming == other.server_streaming
-    (enum,) = ours.enum_type
-    (other,) = (entry for file in theirs for entry in file.enum_type if entry.name == enum.name)
-    assert {(value.name, value.number) for value in enum.value} == {(value.name, value.number) for value in other.value}
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    fields = {field.name: field for field in theirs.field}
-    for field in ours.field:
-        other = fields[field.name]
-        assert (field.number, field.type, field.label, field.type_name) == (
-            other.number,
-            other.type,
-            other.label,
-            other.type_name,
-        ), field.name
-    nested = {message.name: message for message in theirs.nested_type}
-    for message in ours.nested_type:
-        assert_same(message, nested[message.name])
-
-
-async def test_reflection_describes_the_service(connected: Ports) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(connected.channel)
-    asked = [
-        reflection_pb2.ServerReflectionRequest(list_services=""),
-        reflection_pb2.ServerReflectionRequest(file_containing_symbol="inference.GRPCInferenceService"),
-        reflection_pb2.ServerReflectionRequest(file_containing_symbol="critiq.v1.Scoring"),
-        reflection_pb2.ServerReflectionRequest(file_containing_symbol="nothing.Nothing"),
-    ]
-    services, inference, scoring, nothing = [entry async for entry in stub.ServerReflectionInfo(iter(asked))]
-    assert "inference.GRPCInferenceService" in {entry.name for entry in services.list_services_response.service}
-    file = FileDescriptorProto.FromString(inference.file_descriptor_response.file_descriptor_proto[0])
-    assert file.service[0].name == "GRPCInferenceService"
-    assert scoring.HasField("file_descriptor_response")
-    assert nothing.HasField("error_response")

@@ -6,6 +6,7 @@ import ssl
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import trustme
 from cryptography import x509
@@ -20,6 +21,10 @@ class Files:
     certificate: Path
     key: Path
     ca: Path
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """``security.tls`` of a server with this certificate."""
+        return {"certificate": self.certificate, "key": self.key, **more}
 
 
 class Authority:

@@ -34,7 +34,7 @@ from critiq_server.security.guard import Guard
 from critiq_server.security.keys import SCOPES, append, new_key
 from critiq_server.security.settings import JwtSettings, SecuritySettings
 from critiq_server.security.tokens import Tokens, TokensError
-from tests.server.security.test_access import RPC, called, endpoints, expected, rpcs
+from tests.server.security.table import RPC, called, endpoints, expected, rpcs
 from tests.support.bundles import write_bundle
 from tests.support.certificates import Authority
 from tests.support.https import Asked, answer, website
