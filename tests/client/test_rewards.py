@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import pickle
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -34,45 +31,12 @@ from critiq.rewards import (
 )
 from critiq.rewards.pictures import Batch
 from critiq.rewards.terms import as_terms
-from critiq_server.app import App
 from tests.end_to_end.test_imports import modules_after
-from tests.support.bundles import write_bundle
-from tests.support.servers import make_settings, running
+from tests.support.threaded import Running
 
 LEVELS = (51, 102, 255)
 BRIGHT = pytest.approx([level / 255 for level in LEVELS], abs=1e-4)
 PROMPTS = ("a cat", "a", "dog")
-
-
-class Running:
-    """A server in a thread of its own, so that blocking clients can be tested; two models, ``tiny`` and ``other``;
-    ``sections`` are further settings."""
-
-    def __init__(self, root: Path, **sections: Any) -> None:
-        write_bundle(root)
-        write_bundle(root, name="other", bias=1.0)
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        started = threading.Event()
-        models = {"load": ("tiny", "other"), "directories": (root,), "default": "tiny"}
-
-        async def serve() -> None:
-            async with running(make_settings(root, models=models, **sections)) as app:
-                self.app: App = app
-                started.set()
-                await self._stop.wait()
-
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(serve(),))
-        self._thread.start()
-        assert started.wait(30)
-
-    def url(self, transport: str = "grpc") -> str:
-        port = self.app.grpc_port if transport == "grpc" else self.app.rest_port
-        return f"localhost:{port}" if transport == "grpc" else f"http://localhost:{port}"
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(30)
 
 
 @pytest.fixture(scope="module")
