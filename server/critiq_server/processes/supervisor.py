@@ -38,6 +38,8 @@ _POLL = 0.05
 _QUICK_DEATH = 60.0
 """Seconds within which a death counts as one more in a row."""
 _LONGEST_PAUSE = 30.0
+_MOST_DEATHS = 10
+"""Beyond these the pause grows no more."""
 _AFTER_DRAIN = 10.0
 """Seconds beyond ``server.drain_seconds`` after which a process that does not end is killed."""
 
@@ -221,6 +223,14 @@ class Supervisor:
         self._all.add(process)
         return process
 
+    async def _try_to_spawn(self, number: int) -> _Process | None:
+        """``None``: the machine has no memory or no room for another process just now; the log says so."""
+        try:
+            return await self._spawn(number)
+        except OSError as error:
+            logger.error("a process cannot be started", number=number, why=str(error))
+            return None
+
     def _environment(self) -> Mapping[str, str]:
         """With places of this group for what all processes must have in common, where the settings name none."""
         places = {}
@@ -273,12 +283,14 @@ class Supervisor:
                     logger.error("a process died; starting another", number=number, status=status, pause_seconds=pause)
                     self._restarts.inc()
                     await asyncio.sleep(pause)
-                    instead = await self._spawn(number)
-                    if await self._wait_ready(instead):
+                    instead = await self._try_to_spawn(number)
+                    if instead is not None and await self._wait_ready(instead):
                         self._processes[number] = instead
                         logger.info("process ready", number=number)
                         break
-                    status, deaths = instead.running.returncode or 0, deaths + 1
+                    if instead is not None:
+                        status = instead.running.returncode or 0
+                    deaths = min(deaths + 1, _MOST_DEATHS)
 
     async def _roll(self) -> None:
         """Replaces the processes one after the other; each serves until the one that takes its place is ready."""
@@ -292,7 +304,9 @@ class Supervisor:
             logger.info("all processes replaced")
 
     async def _replace(self, number: int) -> bool:
-        before, instead = self._processes.get(number), await self._spawn(number)
+        before, instead = self._processes.get(number), await self._try_to_spawn(number)
+        if instead is None:
+            return False
         if not await self._wait_ready(instead):
             status = instead.running.returncode
             logger.error("the new process did not start; the others stay as they are", number=number, status=status)
