@@ -21,6 +21,8 @@ from critiq_server.others import NOTHING, SECONDS, Replies
 VARIABLE = "CRITIQ_PROCESS"
 """In the environment of a process that another one started: :meth:`Member.text`."""
 _LONGEST_LOAD = 600.0
+_PATIENCE = 10.0
+"""Seconds within which a process that does not hang answers what costs it nothing."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,14 @@ class Member:
         refusals = []
         for path in self._others():
             try:
+                async with talk(path, _PATIENCE) as http:
+                    await http.get("/ready")  # one that hangs is not waited for as long as one that loads
                 async with talk(path) as http:
                     answer = await http.post(f"/{what}", json=values)
                 if answer.status_code != httpx.codes.OK:
                     refusals.append(answer.text)
+            except httpx.TimeoutException:
+                refusals.append(f"process {_number(path)} does not answer")
             except httpx.TransportError:
                 continue  # it is gone; who takes its place asks what is loaded
         if refusals:
@@ -127,7 +133,7 @@ class Member:
         """NAME:VERSION of what another process that is ready serves; empty if none is."""
         for path in self._others():
             try:
-                async with talk(path) as http:
+                async with talk(path, _PATIENCE) as http:
                     answer = await http.get("/loaded")
                 found: list[Any] = answer.json() if answer.status_code == httpx.codes.OK else []
             except httpx.TransportError:

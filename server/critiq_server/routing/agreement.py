@@ -24,6 +24,8 @@ from critiq.types import Processes, Scale, Score, ScoreResult
 from critiq_server.routing.table import DEFAULT
 from critiq_server.scoring.policies import Policy, decide, value_on
 
+_FORM = 1
+"""Another one where :meth:`Agreement.dump` gives something else: processes are replaced one after the other."""
 _COUNTS = ("scored", "dropped", "failed")
 _MOST_PAIRS = 16
 """Versions that serve one alias; several only while an alias has several targets."""
@@ -107,7 +109,7 @@ class Agreement:
 
     def fitting(self, dumped: Any) -> Any:
         """``None`` for what is about another candidate, or from before or after a change of the alias."""
-        return dumped if dumped["about"] == self._about() else None
+        return dumped if dumped.get("about") == self._about() else None
 
     def with_others(self, dumps: Iterable[Mapping[str, Any]], processes: Processes) -> ShadowReport:
         """What is known here and in other processes, whose dumps are fitting."""
@@ -117,7 +119,7 @@ class Agreement:
         return replace(joined.report(), processes=processes)
 
     def _about(self) -> list[Any]:
-        return [str(self.candidate), self.candidate.percent, self._alias.route.since]
+        return [_FORM, str(self.candidate), self.candidate.percent, self._alias.route.since]
 
     def _absorb(self, dumped: Mapping[str, Any]) -> None:
         for name in _COUNTS:

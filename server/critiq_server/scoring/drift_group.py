@@ -22,6 +22,8 @@ from critiq_server.scoring.drift_series import Series
 
 logger = structlog.get_logger("critiq")
 
+_FORM = 1
+"""Another one where processes tell each other something else."""
 _LONGEST_CHANGE = 10.0
 """Seconds that other processes have for setting a baseline."""
 
@@ -37,6 +39,9 @@ class GroupDrift:
     def __init__(self, monitor: DriftMonitor, others: Others) -> None:
         self._monitor, self._others = monitor, others
         self.labels = monitor.labels
+        self._form = [_FORM, monitor.settings.slot_seconds]
+        self._begun = 0
+        """Baselines that were begun."""
         self._judged: dict[str, Series] = {}
         """By key: what this process found at the last look, if it was the one to look."""
 
@@ -104,6 +109,7 @@ class GroupDrift:
         if min(present.values, default=self._others.number) < self._others.number:
             self._judged = {}
             return
+        begun = self._begun
         replies = await self._others.ask("drift")
         others, _ = replies.read(self._fitting)
         judged = await _joined(self._monitor, [await self.told({}), *others])
@@ -113,7 +119,8 @@ class GroupDrift:
             self._monitor.look((model, version, label), series)
             series.forget()
             await asyncio.sleep(0)
-        self._judged = judged
+        if begun == self._begun:  # else it was of the baseline before
+            self._judged = judged
 
     def watched(self) -> list[Named]:
         """The series with their states, for metrics: those of this process, or of the whole group where it looked."""
@@ -143,7 +150,7 @@ class GroupDrift:
             series.append({"key": key, "reference": reference, **each.dump()})
             await asyncio.sleep(0)
         states = {key: (each.state, each.since) for key, each in self._judged.items()}
-        return {"unit": self._monitor.settings.slot_seconds, "series": series, "states": states}
+        return {"form": self._form, "series": series, "states": states}
 
     async def counted(self, asked: Mapping[str, Any]) -> dict[str, int]:
         """How many values each series that is asked for got in the last hours; 0 where no hours are given."""
@@ -152,6 +159,7 @@ class GroupDrift:
     async def begin(self, change: Mapping[str, Any]) -> bool:
         """Begins a baseline, and forgets what was found by the one before."""
         self._monitor.begin(change["keys"], change["hours"], change["requests"], self._monitor.now())
+        self._begun += 1
         for key in change["keys"]:
             self._judged.pop(key, None)
         return True
@@ -162,8 +170,8 @@ class GroupDrift:
         return True
 
     def _fitting(self, reply: Any) -> Any:
-        """``None`` for what cannot be merged: of a process whose settings are others, while they are being replaced."""
-        return reply if reply.get("unit") == self._monitor.settings.slot_seconds else None
+        """``None`` for what cannot be merged, while processes are replaced by others with other code or settings."""
+        return reply if reply.get("form") == self._form else None
 
 
 async def _joined(monitor: DriftMonitor, told: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
