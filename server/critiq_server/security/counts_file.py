@@ -101,7 +101,7 @@ class Store:
 
     def stay(self) -> None:
         """Keeps those who clean up old files from these; raises ``FileNotFoundError`` if one did not wait."""
-        for path in (self._file, self._directory / _DATA, self._directory / _READERS):
+        for path in (self._file, *(self._directory / name for name in (_DATA, _READERS, _OPENING))):
             os.utime(path)
 
     def forget_the_dead(self) -> None:
@@ -221,22 +221,30 @@ def _renew(directory: Path) -> None:
     file = directory / _DATA
     if not file.exists() or file.stat().st_size == 0:
         return
-    (directory / _READERS).unlink(missing_ok=True)
-    command = [sys.executable, "-I", "-c", _COPY, str(directory)]
-    small = file.stat().st_size <= _LARGEST
-    read = subprocess.run(command, capture_output=True, check=False) if small else None
-    if read is None or read.returncode == _SOMETHING_ELSE:
+    copy, status = _copy(directory) if file.stat().st_size <= _LARGEST else (b"", _SOMETHING_ELSE)
+    if status == _SOMETHING_ELSE:
         raise KeysError(
             f"security.limits_directory: {directory} holds an LMDB database of something else; name another directory"
         )
-    if read.returncode == 0:
+    (directory / _READERS).unlink(missing_ok=True)
+    if status == 0:
         beside = directory / "renewed.mdb"
         beside.touch(mode=0o600)
-        beside.write_bytes(read.stdout)
+        beside.write_bytes(copy)
         beside.replace(file)
         return
     file.replace(directory / _DAMAGED)
     logger.warning("the counts of callers' limits cannot be read and begin anew", put_aside=str(directory / _DAMAGED))
+
+
+def _copy(directory: Path) -> tuple[bytes, int]:
+    """The file without its free pages, and the exit status of the process that has read it."""
+    command = [sys.executable, "-I", "-c", _COPY, str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as reader:
+        copy = reader.stdout.read(_LARGEST + 1) if reader.stdout is not None else b""
+        if len(copy) > _LARGEST:
+            reader.kill()  # pages that lead to one another are read for ever
+    return copy, reader.returncode
 
 
 def _alive(directory: Path) -> set[str]:
