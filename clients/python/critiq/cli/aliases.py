@@ -129,7 +129,7 @@ def _notes(report: ShadowReport) -> list[str]:
     found = report.processes
     if found is not None and found.missing:
         numbers = ", ".join(map(str, found.missing))
-        notes.append(f"{found.answered} of {found.of} serving processes answered; without those of number {numbers}.")
+        notes.append(f"{found.answered} of {found.of} serving processes answered; these are left out: {numbers}.")
     return [*notes, f"Last failure: {report.last_failure}"] if report.last_failure else notes
 
 
