@@ -35,7 +35,8 @@ _MAX_PROCESSES = 1024
 _ID, _OWNER = 16, 8
 """Bytes of a caller's and of a process's id."""
 _ROW = struct.Struct("<dddqQqQ")
-_SPENT_ROWS, _CALL_ROWS = b"critiq-limits/1 spent", b"critiq-limits/1 calls"
+_OURS = b"critiq-limits/"
+_SPENT_ROWS, _CALL_ROWS = _OURS + b"1 spent", _OURS + b"1 calls"
 _SOMETHING_ELSE = 4
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
 """A disk that is full or fails may get better; a wrong path does not."""
@@ -43,7 +44,7 @@ _COPY = f"""
 import lmdb, sys
 environment = lmdb.open(sys.argv[1], readonly=True, lock=False, create=False, max_dbs=8)
 with environment.begin() as transaction:
-    if set(transaction.cursor().iternext(values=False)) - {{{_SPENT_ROWS!r}, {_CALL_ROWS!r}}}:
+    if not all(name.startswith({_OURS!r}) for name in transaction.cursor().iternext(values=False)):
         sys.exit({_SOMETHING_ELSE})
 environment.copyfd(1, compact=True)
 """
