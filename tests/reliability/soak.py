@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +51,11 @@ class Sample:
 
 
 async def soak(
-    root: Path, seconds: float, warm_up: float, only: str = "", pause: float | None = None
+    root: Path, seconds: float, warm_up: float, only: Sequence[str] = (), pause: float | None = None
 ) -> tuple[list[Sample], Counter[str], int, str]:
     """What was measured after the warm-up, what was answered, the server's exit status, and its log.
 
-    ``only``: the kind of work, empty: all; ``pause``: seconds between two calls of a kind, in place of its own.
+    ``only``: kinds of work, empty: all; ``pause``: seconds between two calls of a kind, in place of its own.
     """
     write_bundle(root / "bundles")
     features = {"also": ["tiny/image_encoder"], "disk": {"path": str(root / "features"), "limit_mb": 1}}
@@ -84,7 +84,7 @@ async def soak(
         ):
             await _fill(asked)
             for number, (kind, work) in enumerate(WORK):
-                if only in ("", kind):
+                if not only or kind in only:
                     wait = PAUSES.get(kind, 0.01) if pause is None else pause
                     await stack.enter_async_context(_again_and_again(work, asked, client, done, 400 * number, wait))
             started = time.monotonic()
@@ -232,7 +232,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--warm-up", type=float, default=None, help="minutes; default: a quarter of the whole")
-    parser.add_argument("--only", choices=sorted({kind for kind, _ in WORK}), default="", help="one kind of work")
+    parser.add_argument(
+        "--only", nargs="*", choices=sorted({kind for kind, _ in WORK}), default=(), help="kinds of work"
+    )
     parser.add_argument("--pause", type=float, default=None, help="seconds between two calls of a kind")
     chosen = parser.parse_args()
     warm_up = chosen.minutes / 4 if chosen.warm_up is None else chosen.warm_up

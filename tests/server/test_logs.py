@@ -44,6 +44,34 @@ def test_strangers_cannot_fill_the_disk() -> None:
     assert "Exception in ASGI application" in second
 
 
+_LEAVING = """
+import logging
+from grpc._cython import cygrpc
+from critiq_server.settings import LogSettings
+from critiq_server.telemetry.logs import configure
+
+configure(LogSettings())
+for error in (
+    cygrpc.ExecuteBatchError('Failed "execute_batch": (<grpc._cython.cygrpc.SendMessageOperation object at 0x7f48>,)'),
+    cygrpc.ExecuteBatchError("Failed grpc_call_start_batch: 8"),
+    TypeError("a fault"),
+):
+    try:
+        raise error
+    except Exception:
+        logging.getLogger("grpc._cython.cygrpc").exception("raised by a method")
+"""
+
+
+def test_callers_that_leave_while_they_are_answered_are_no_faults() -> None:
+    command = [sys.executable, "-c", _LEAVING]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stderr
+    assert "SendMessageOperation" not in printed
+    assert "Failed grpc_call_start_batch: 8" in printed
+    assert "a fault" in printed
+    assert printed.count("raised by a method") == 2
+
+
 _ESCAPES = """
 import sys
 import structlog

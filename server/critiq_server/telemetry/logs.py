@@ -69,6 +69,16 @@ def configure(settings: LogSettings) -> None:
     # What is wrong with a form, its caller is told.
     logging.getLogger("python_multipart").setLevel("ERROR")
     logging.getLogger("uvicorn.error").addFilter(_Quiet())
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_leaving)
+
+
+def _is_no_leaving(record: logging.LogRecord) -> bool:
+    """Whether a line is of something else than a caller that left while it was answered.
+
+    grpcio says nothing of those either, but where it learns that the caller is gone after its answer has failed.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return type(error).__name__ != "ExecuteBatchError" or not str(error).startswith('Failed "execute_batch"')
 
 
 class _Quiet(logging.Filter):
