@@ -100,7 +100,7 @@ async def test_two_processes_give_what_one_gives_whatever_becomes_of_them(tmp_pa
                     return await score(other, single) == 200
 
                 await until_async(is_free)
-        await until(lambda: "process ready" in log.read_text())
+        await until(lambda: "process ready" in log.read_text(), 60)
         server.process.send_signal(signal.SIGHUP)
         await until(lambda: "all processes replaced" in log.read_text(), 60)
         async with connection_to_each(server) as clients:
