@@ -103,7 +103,7 @@ class Runner:
                 return
         while portion := await self._run(self._store.portion, job.id, self._settings.portion):
             if tries := portion[0].tries:  # nothing is left but what failed before
-                await asyncio.sleep(min(_LONGEST_PAUSE, 2.0**tries) * random.uniform(0.5, 1.0))  # noqa: S311
+                await asyncio.sleep(min(_LONGEST_PAUSE, 2.0 ** min(tries, 60)) * random.uniform(0.5, 1.0))  # noqa: S311
             link = "" if traces.tracer is None else await self._run(self._store.trace, job.id)
             with traces.linked("job portion", link, {"critiq.job": job.id, "critiq.items": len(portion)}):
                 await self._do_portion(job, portion)
