@@ -17,7 +17,10 @@ def metrics_app(registry: CollectorRegistry) -> Starlette:
 
     # In a thread, as it is no coroutine: hundreds of series take milliseconds that the event loop has no time for.
     def metrics(request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        except (ValueError, TypeError):  # a version that is none
+            encode, content_type = choose_encoder("")
         return Response(encode(registry), headers={"Content-Type": content_type})
 
     return Starlette(routes=[Route("/{path:path}", metrics, methods=["GET"])], middleware=[Middleware(GZipMiddleware)])

@@ -11,8 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
+from starlette.testclient import TestClient
 
 import critiq
+from critiq_server.api.metrics import metrics_app
 from critiq_server.app import App
 from critiq_server.engine.demand import Priority
 from critiq_server.images.source import RawImage
@@ -222,3 +225,10 @@ async def test_scores_are_told_apart_by_version(tmp_path: Path) -> None:
             for version in ("1", "2")
         }
         assert counted == {"1": 1, "2": 2}
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=abc", 'text/plain; version="', ";;;"])
+def test_a_scraper_that_asks_for_no_form_gets_the_usual_one(accept: str) -> None:
+    answer = TestClient(metrics_app(CollectorRegistry())).get("/metrics", headers={"accept": accept})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
