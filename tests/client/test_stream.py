@@ -104,11 +104,11 @@ def test_a_single_picture_is_no_stream(connect: Any) -> None:
 
 
 def test_silence_is_noticed(grpc_client: Any, behaviour: Behaviour) -> None:
-    behaviour.delay = 5.0
+    behaviour.delay = 30.0
     start = time.monotonic()
     with pytest.raises(critiq.DeadlineExceeded, match=r"for 0\.3 s"):
         list(grpc_client.score_stream(pictures(3), timeout=0.3))
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 20.0
 
 
 def test_a_failing_source_fails_the_stream(connect: Any) -> None:
@@ -154,7 +154,7 @@ async def test_source_may_wait_for_results(server: FakeServer, transport: str) -
 
     async with critiq.AsyncClient(server.url(transport)) as client:
         seen = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             async for result in client.score_stream(source()):
                 seen.append(result.id)
                 answered.set()
@@ -162,15 +162,19 @@ async def test_source_may_wait_for_results(server: FakeServer, transport: str) -
 
 
 async def test_results_do_not_wait_for_a_slow_source(server: FakeServer) -> None:
+    answered = asyncio.Event()
+
     async def source() -> AsyncIterator[bytes]:
         yield b"first"
-        await asyncio.sleep(1.0)
+        await answered.wait()
         yield b"second"
 
-    async with critiq.AsyncClient(server.grpc_url) as client:
-        start = time.monotonic()
-        moments = [time.monotonic() - start async for _ in client.score_stream(source())]
-    assert moments[0] < 0.8 < moments[1]
+    seen = []
+    async with critiq.AsyncClient(server.grpc_url) as client, asyncio.timeout(60):
+        async for result in client.score_stream(source()):
+            seen.append(result.id)
+            answered.set()
+    assert seen == ["0", "1"]
 
 
 async def test_cancelling_a_call_reaches_the_server(server: FakeServer) -> None:

@@ -25,11 +25,11 @@ def refusal(response: httpx.Response) -> tuple[int, str]:
 
 
 async def grpc_answered(connected: Ports, request: Any, method: str = "ModelInfer") -> Any:
-    data = await connected.channel.unary_unary(SERVICE + method)(request.SerializeToString(), timeout=30)
+    data = await connected.channel.unary_unary(SERVICE + method)(request.SerializeToString(), timeout=120)
     return service_pb2.ModelInferResponse.FromString(data)
 
 
 async def grpc_refused(connected: Ports, request: Any, method: str = "ModelInfer") -> tuple[str, str]:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await connected.channel.unary_unary(SERVICE + method)(request.SerializeToString(), timeout=30)
+        await connected.channel.unary_unary(SERVICE + method)(request.SerializeToString(), timeout=120)
     return caught.value.code().name, caught.value.details() or ""

@@ -85,7 +85,7 @@ COSMOS = st.tuples(
 def client(tmp_path_factory: pytest.TempPathFactory) -> Any:
     faces = {name: {"enabled": True} for name in ("pickle", "flow_factory", "unirl", "cosmos")}
     server = Running(tmp_path_factory.mktemp("bundles"), compat=faces)
-    with httpx.Client(base_url=server.url("http") + "/compat", trust_env=False, timeout=20) as found:
+    with httpx.Client(base_url=server.url("http") + "/compat", trust_env=False, timeout=120) as found:
         yield found
     server.stop()
 

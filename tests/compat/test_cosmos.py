@@ -54,7 +54,7 @@ class Cosmos:
         return await self.http.post(f"{self._url}/pull", data={"uuid": uuid, "type": kind})
 
     async def pull(self, uuid: str, kind: str) -> dict[str, Any]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while (response := await self.pull_once(uuid, kind)).status_code != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         answer: dict[str, Any] = response.json()

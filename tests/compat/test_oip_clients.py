@@ -264,7 +264,7 @@ async def test_many_at_once_from_one_blocking_grpc_client(app: App) -> None:
             for level in range(32):
                 inputs = [files("grpc", flat(level))]
                 client.async_infer("tiny", inputs, lambda result, error: found.put(result), request_id=str(level))
-            results = [found.get(timeout=30) for _ in range(32)]
+            results = [found.get(timeout=120) for _ in range(32)]
         return {result.get_response().id: float(result.as_numpy("brightness")[0]) for result in results}
 
     answers = await asyncio.to_thread(ask)

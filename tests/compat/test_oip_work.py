@@ -128,7 +128,7 @@ async def test_bulk_requests_wait_for_interactive_ones(tmp_path: Path) -> None:
         urgent = asyncio.ensure_future(ask(3, 1))
         await slow.waiting(3)
         slow.gate.let_go(2)
-        await asyncio.wait_for(urgent, 20)
+        await asyncio.wait_for(urgent, 120)
         slow.gate.release()
         await asyncio.gather(first, bulk)
         assert order == [3, 2]

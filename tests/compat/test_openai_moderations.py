@@ -69,7 +69,7 @@ async def client(app: App) -> AsyncIterator[openai.AsyncOpenAI]:
 
 def connect(app: App, **options: Any) -> openai.AsyncOpenAI:
     base = f"http://127.0.0.1:{app.rest_port}/v1"
-    return openai.AsyncOpenAI(api_key="unused", base_url=base, max_retries=0, timeout=30, **options)
+    return openai.AsyncOpenAI(api_key="unused", base_url=base, max_retries=0, timeout=120, **options)
 
 
 def picture(level: int, kind: str = "PNG") -> Any:

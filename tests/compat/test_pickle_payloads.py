@@ -190,10 +190,10 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_payloads_are_refused(name: str) -> None:
     modules = set(sys.modules)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InvalidArgument) as refused:
         read_pickle(HOSTILE[name])
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert set(sys.modules) == modules
     assert refused.value.field == "body"
     assert len(str(refused.value)) < 400

@@ -42,7 +42,7 @@ class UniRl:
         self._http = httpx.Client(trust_env=False, timeout=300)
 
     def is_available(self) -> bool:
-        response = self._http.get(f"{self._url}/health", timeout=5)
+        response = self._http.get(f"{self._url}/health", timeout=60)
         if response.status_code != 200:
             return False
         body = response.json()

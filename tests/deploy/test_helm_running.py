@@ -191,6 +191,6 @@ def call_until(stop: threading.Event, client: critiq.Client, seed: int) -> int:
     """Calls answered; one that fails in the end raises."""
     answered = 0
     while not stop.is_set():
-        client.score(encoded(photo(32, 32, seed=1000 * seed + answered), "PNG"), timeout=20)
+        client.score(encoded(photo(32, 32, seed=1000 * seed + answered), "PNG"), timeout=60)
         answered += 1
     return answered

@@ -62,7 +62,7 @@ def test_the_example_is_answered_over_rest_and_grpc(runtime: Object, services: l
         probes = runtime["spec"]["containers"][0]
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert httpx.get(server.rest + probes[probe]["httpGet"]["path"]).status_code == 200
-        answer = httpx.post(f"{server.rest}/v2/models/{name}/infer", json=REQUEST, timeout=30)
+        answer = httpx.post(f"{server.rest}/v2/models/{name}/infer", json=REQUEST, timeout=120)
         assert answer.status_code == 200, answer.text
         rest = {output["name"]: output["data"] for output in answer.json()["outputs"]}
         assert set(rest) >= {"visual_quality", "alignment"}
@@ -84,7 +84,7 @@ def over_grpc(server: ServerProcess, name: str) -> dict[str, float]:
             request_serializer=oip.ModelInferRequest.SerializeToString,
             response_deserializer=oip.ModelInferResponse.FromString,
         )
-        answer = call(request, timeout=30)
+        answer = call(request, timeout=120)
     values = [memoryview(raw).cast("f")[0] for raw in answer.raw_output_contents]
     return dict(zip([output.name for output in answer.outputs], values, strict=True))
 

@@ -93,11 +93,11 @@ def test_busy_then_free_then_gone(browser: Browser, server: ServerProcess) -> No
     expect(page.locator("#model option")).to_have_count(1)
 
     def occupy() -> None:
-        httpx.post(f"{server.rest}/v1/score", files={"image": encoded(photo(seed=3))}, timeout=30, trust_env=False)
+        httpx.post(f"{server.rest}/v1/score", files={"image": encoded(photo(seed=3))}, timeout=120, trust_env=False)
 
     holding = Thread(target=occupy)
     holding.start()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while httpx.get(f"{server.rest}/v1/live", trust_env=False).json()["under_way"]["pictures"] == 0:
         assert time.monotonic() < until
     page.set_input_files("#files", as_file("one.png", 8))

@@ -56,12 +56,12 @@ async def test_the_clock_is_set_while_requests_come_in(tmp_path: Path) -> None:
                 phases = {}
                 async with under_load(asked.over_both, 4) as outcomes:
                     job = await client.submit_job([flat(1)], callback=url)
-                    await client.wait_job(job.id, timeout=30)
+                    await client.wait_job(job.id, timeout=120)
                     for name, seconds in STEPS.items():
                         clock.write_text(str(seconds))
                         at = time.monotonic()
                         other = await client.submit_job([flat(2)])
-                        assert (await client.wait_job(other.id, timeout=30)).failed == 0
+                        assert (await client.wait_job(other.id, timeout=120)).failed == 0
                         await asyncio.sleep(PHASE)
                         # The callback is tried on and on: not a day later, and not given up before its time.
                         count = len(refused)

@@ -42,7 +42,7 @@ async def test_a_full_disk_is_nobodys_error_but_the_jobs(tmp_path: Path) -> None
             async with under_load(asked.over_both, 4) as outcomes:
                 await asyncio.sleep(PHASE)
                 before = await client.submit_job([flat(1)])
-                assert (await client.wait_job(before.id, timeout=30)).failed == 0
+                assert (await client.wait_job(before.id, timeout=120)).failed == 0
                 smallest = min(path.stat().st_size for path in (tmp_path / "jobs.db", tmp_path / "log"))
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, (min(4096, smallest), resource.RLIM_INFINITY))
                 full = time.monotonic()
@@ -58,7 +58,7 @@ async def test_a_full_disk_is_nobodys_error_but_the_jobs(tmp_path: Path) -> None
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, UNLIMITED)
                 room = time.monotonic()
                 job = await client.submit_job([flat(3)])
-                assert (await client.wait_job(job.id, timeout=30)).failed == 0
+                assert (await client.wait_job(job.id, timeout=120)).failed == 0
                 while (tmp_path / "log").stat().st_size == log_while_full:
                     assert time.monotonic() - room < 20, "it writes its log again"
                     await asyncio.sleep(0.05)

@@ -172,7 +172,7 @@ async def test_a_runtime_that_stalls_is_given_up_and_comes_back(tmp_path: Path, 
                 mode.write_text("")
                 released = time.monotonic()
                 while (await asked.over_grpc(10**6 + 1)).code != "OK":
-                    assert time.monotonic() - released < 20
+                    assert time.monotonic() - released < 120
                     await asyncio.sleep(0.02)
                 up_after = time.monotonic() - released
                 assert await ready(asked) == UP
@@ -203,8 +203,8 @@ async def test_a_server_whose_runtime_stalls_stops_all_the_same(tmp_path: Path) 
             waiting = asyncio.ensure_future(asked.over_grpc(1))
             await asyncio.sleep(0.5)
             started = time.monotonic()
-            await asyncio.to_thread(server.terminate, 20)
-            assert time.monotonic() - started < 12
+            await asyncio.to_thread(server.terminate)
+            assert time.monotonic() - started < 60
             assert (await waiting).code in ("LOST", "STOPPING", "CANCELLED", "UNAVAILABLE")
             with pytest.raises(grpc.aio.AioRpcError):
                 await ready(asked)

@@ -57,7 +57,7 @@ async def prometheus(
     Of the shipped configuration these and the intervals are changed, and the lines for keys and TLS switched on.
     """
     with _process(folder, targets, ca, key, interval) as (process, address):
-        async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False, timeout=20) as http:
+        async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False, timeout=120) as http:
 
             async def ready() -> bool:
                 assert process.poll() is None, f"Prometheus ended; see {folder / 'log'}"

@@ -43,7 +43,7 @@ class RayCritiq:
 
     def replicas(self) -> list[dict[str, str]]:
         """What the directory knows."""
-        found: list[dict[str, str]] = httpx.get(f"{self.rest}/v1/replicas", headers=self.headers, timeout=10).json()[
+        found: list[dict[str, str]] = httpx.get(f"{self.rest}/v1/replicas", headers=self.headers, timeout=60).json()[
             "replicas"
         ]
         return found
@@ -132,7 +132,7 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], running: RayCritiq,
         if process.poll() is not None or "Exception importing application" in log:
             raise AssertionError(f"Ray ended with status {process.returncode}:\n{log[-4000:]}")
         try:
-            if httpx.get(f"{running.rest}/readyz", timeout=5).status_code == 200:
+            if httpx.get(f"{running.rest}/readyz", timeout=30).status_code == 200:
                 return
         except httpx.HTTPError:
             pass

@@ -51,7 +51,7 @@ class ServerProcess:
     grpc: str
     metrics: str
 
-    def terminate(self, timeout: float = 30.0) -> int:
+    def terminate(self, timeout: float = 120.0) -> int:
         """SIGTERM; returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
@@ -62,7 +62,7 @@ def server_process(
     arguments: Sequence[str],
     log: Path,
     *,
-    ready_within: float = 60.0,
+    ready_within: float = 200.0,
     module: str = "critiq.cli",
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[ServerProcess]:

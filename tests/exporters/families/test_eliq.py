@@ -308,5 +308,5 @@ async def test_a_remote_lmm_is_asked_for_what_is_not_stored(place: Place) -> Non
             assert len(remote.bodies) == 3 + 3 * 3
             broken.set()
             with pytest.raises(Unavailable, match=r"it answered 503: .*restarting"):
-                await client.score(PICTURES[0], "a new prompt", timeout=5)
+                await client.score(PICTURES[0], "a new prompt", timeout=60)
             assert (await client.score(PICTURES[0], PROMPTS[0]))["alignment"].from_store

@@ -57,7 +57,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 
 def connected(app: App) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.rest_port}", timeout=30, trust_env=False)
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.rest_port}", timeout=120, trust_env=False)
 
 
 async def test_a_callers_label_counts_on_every_face(server: Server) -> None:

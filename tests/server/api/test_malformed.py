@@ -296,7 +296,7 @@ async def test_bytes_that_are_not_http(server: Server) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.app.rest_port)
     writer.write(b"\x16\x03\x01 this is not HTTP\r\n\r\n")
     await writer.drain()
-    answer = await asyncio.wait_for(reader.read(), 20)
+    answer = await asyncio.wait_for(reader.read(), 120)
     writer.close()
     assert b" 400 " in answer.split(b"\r\n")[0]
     assert (await server.ports.http.get("/healthz")).status_code == 200

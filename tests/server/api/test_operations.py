@@ -113,7 +113,7 @@ async def test_a_server_that_loads_or_stops_is_alive_and_not_ready(
 
     monkeypatch.setattr(Assembly, "load", load_when_told)
     starting = asyncio.create_task(app.start())
-    await asyncio.wait_for(loading.wait(), 10)
+    await asyncio.wait_for(loading.wait(), 120)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
 

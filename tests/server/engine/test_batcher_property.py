@@ -70,7 +70,7 @@ async def _run(plan: list[Arrival], max_batch: int, max_queue: int, workers: int
             asyncio.ensure_future(_cancel(task, arrival.cancel_after))  # noqa: RUF006 - awaited through its effect
         for _ in range(arrival.pause):
             await asyncio.sleep(0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     await batcher.close()
 

@@ -122,7 +122,7 @@ async def test_a_batch_that_hangs_is_given_up_and_the_next_goes_on() -> None:
 
     def compute(values: list[str]) -> list[str]:
         if "hang" in values:
-            gate.wait(20)
+            gate.wait(120)
         return values
 
     batcher = Batcher(compute, max_batch=1, max_queue=10, max_compute=0.05, on_lost=lost.append)
@@ -143,7 +143,7 @@ async def test_a_suspended_batcher_refuses_what_waits_and_what_comes() -> None:
     gate = threading.Event()
 
     def compute(values: list[str]) -> list[str]:
-        gate.wait(20)
+        gate.wait(120)
         return values
 
     batcher = Batcher(compute, max_batch=1, max_queue=10)

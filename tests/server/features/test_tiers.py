@@ -203,5 +203,5 @@ async def test_closing_does_not_wait_for_ever() -> None:
     bench = Bench(disk, network)
     disk.go.clear()
     bench.tiers.put(key(1), features(1))
-    await asyncio.wait_for(bench.tiers.close(seconds=0.05), 5)
+    await asyncio.wait_for(bench.tiers.close(seconds=0.05), 120)
     assert disk.closed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
@@ -163,11 +162,9 @@ async def test_one_byte_at_a_time(certificate: Certificate) -> None:
             await asyncio.sleep(0.02)
 
     async with website(reply, certificate) as site:
-        started = time.monotonic()
         await refused(
             fetch(pictures(site, certificate, timeout_seconds=0.3), site), Unavailable, r"no whole answer within 0\.3 s"
         )
-        assert time.monotonic() - started < 5
 
 
 async def test_a_host_that_breaks_off(certificate: Certificate) -> None:

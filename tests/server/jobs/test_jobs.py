@@ -74,7 +74,7 @@ async def test_results_are_those_of_a_batch(server: Server, face: str) -> None:
     items += [b"no picture", critiq.Item(flat(77), "", "without a prompt"), critiq.ImageUrl("https://a.example/")]
     job = await client.submit_job(items)
     assert (job.state, job.items) == ("queued", 16)
-    ended = await client.wait_job(job.id, timeout=30)
+    ended = await client.wait_job(job.id, timeout=120)
     assert (ended.state, ended.answered, ended.failed, ended.error) == ("done", 16, 2, "")
     assert ended.created <= (ended.started or 0) <= (ended.finished or 0)
     found = await client.job_results(job.id)
@@ -95,7 +95,7 @@ async def test_raw_pixels_and_a_target(server: Server) -> None:
 
     pixels = np.full((20, 20, 3), 102, np.uint8)
     job = await server.grpc.submit_job([pixels], dimensions=["brightness"])
-    await server.grpc.wait_job(job.id, timeout=30)
+    await server.grpc.wait_job(job.id, timeout=120)
     (entry,) = await server.grpc.job_results(job.id)
     assert entry.result is not None
     assert [(score.dimension, round(score.raw, 4)) for score in entry.result] == [("brightness", 0.4)]
@@ -106,7 +106,7 @@ async def test_raw_pixels_and_a_target(server: Server) -> None:
 async def test_the_policy_decides(server: Server) -> None:
     job = await server.rest.submit_job([flat(10), flat(200), b"no picture"], policy="bright")
     assert (job.policy, job.policy_version) == ("bright", "1")
-    ended = await server.rest.wait_job(job.id, timeout=30)
+    ended = await server.rest.wait_job(job.id, timeout=120)
     assert (ended.decisions, ended.failed) == ({"reject": 1, "accept": 1}, 1)
     first, second, third = await server.grpc.job_results(job.id)
     assert first.verdict is not None
@@ -123,7 +123,7 @@ async def test_the_policy_decides(server: Server) -> None:
 @module
 async def test_pages(server: Server) -> None:
     job = await server.rest.submit_job([flat(level) for level in range(5)])
-    await server.rest.wait_job(job.id, timeout=30)
+    await server.rest.wait_job(job.id, timeout=120)
     async with httpx.AsyncClient(base_url=server.rest.url, trust_env=False) as http:
         page = (await http.get(f"/v1/jobs/{job.id}/results?start=1&limit=3")).json()
         assert ([entry["id"] for entry in page["results"]], page["next"]) == (["1", "2", "3"], 4)
@@ -196,7 +196,7 @@ async def test_other_bodies(server: Server) -> None:
 @module
 async def test_metrics(server: Server) -> None:
     job = await server.grpc.submit_job([flat(99)])
-    await server.grpc.wait_job(job.id, timeout=30)
+    await server.grpc.wait_job(job.id, timeout=120)
     done = len(await server.grpc.jobs("done", limit=1000))
     sample = server.app.metrics.registry.get_sample_value
     await until(lambda: sample("critiq_jobs", {"state": "done"}) == done)
@@ -222,7 +222,7 @@ async def test_cancelled(slow: Path) -> None:
         assert len(await server.grpc.job_results(running_.id)) == cancelled.answered
         assert await server.grpc.cancel_job(running_.id) == cancelled
         last = await server.grpc.submit_job([flat(99)])  # the worker goes on
-        assert (await server.grpc.wait_job(last.id, timeout=30)).state == "done"
+        assert (await server.grpc.wait_job(last.id, timeout=120)).state == "done"
         assert await server.grpc.job(running_.id) == cancelled
 
 
@@ -234,7 +234,7 @@ async def test_taken_up_after_a_restart(slow: Path) -> None:
         await until_answered(server.grpc, job.id, 1)
     async with serving(slow, models=models) as server:
         for name in (job.id, queued.id):
-            ended = await server.grpc.wait_job(name, timeout=30)
+            ended = await server.grpc.wait_job(name, timeout=120)
             assert (ended.state, ended.answered, ended.failed) == ("done", 48, 0)
             found = await server.grpc.job_results(name)
             assert [round(entry.result["red"].raw) for entry in found if entry.result] == list(range(48))
@@ -246,7 +246,7 @@ async def test_a_policy_that_is_gone_fails_the_job(slow: Path) -> None:
     async with serving(slow, models=models, moderation={"policies": [slow / "p.yaml"]}) as server:
         job = await server.grpc.submit_job([flat(at) for at in range(64)], policy="bright")
     async with serving(slow, models=models) as server:
-        ended = await server.grpc.wait_job(job.id, timeout=30)
+        ended = await server.grpc.wait_job(job.id, timeout=120)
         assert ended.state == "failed"
         assert "has no policies" in ended.error
 
@@ -289,14 +289,14 @@ async def test_what_may_pass_is_tried_again(tmp_path: Path) -> None:
         assert (await server.grpc.job(job.id)).answered == 0
         await server.grpc.load_model("other")
         for name in (job.id, lost.id):
-            assert (await server.grpc.wait_job(name, timeout=30)).failed == 0
+            assert (await server.grpc.wait_job(name, timeout=120)).failed == 0
 
 
 async def test_jobs_are_forgotten(tmp_path: Path) -> None:
     write_bundle(tmp_path / "bundles")
     async with serving(tmp_path, jobs={"keep_seconds": 0.5}) as server:
         job = await server.grpc.submit_job([flat(1)])
-        await server.grpc.wait_job(job.id, timeout=30)
+        await server.grpc.wait_job(job.id, timeout=120)
         await until_gone(server.grpc, job.id)
 
 
@@ -339,14 +339,14 @@ async def test_a_full_disk_is_said_so_and_got_over(tmp_path: Path) -> None:
     write_bundle(tmp_path / "bundles")
     async with serving(tmp_path) as server:
         first = await server.grpc.submit_job([flat(1)])
-        await server.grpc.wait_job(first.id, timeout=30)
+        await server.grpc.wait_job(first.id, timeout=120)
         await limit_pages(server.app, 20)
         with pytest.raises(critiq.Unavailable, match="cannot be used now"):
             await server.grpc.submit_job([flat(2) + bytes(200_000)])
         assert (await server.grpc.job(first.id)).state == "done"
         await limit_pages(server.app, 2**30)
         job = await server.grpc.submit_job([flat(2)])
-        assert (await server.grpc.wait_job(job.id, timeout=30)).failed == 0
+        assert (await server.grpc.wait_job(job.id, timeout=120)).failed == 0
 
 
 async def limit_pages(app: App, count: int) -> None:

@@ -48,7 +48,7 @@ def submit_and_kill(server: ServerProcess, callback: str) -> tuple[str, int]:
         while (now := client.job(job.id)).answered == 0:
             pass
     server.process.send_signal(signal.SIGKILL)
-    server.process.wait(10)
+    server.process.wait(120)
     return job.id, now.answered
 
 

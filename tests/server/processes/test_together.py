@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="several processes need 
 
 
 async def get(app: App, path: str, **query: str) -> Any:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.rest_port}", timeout=20, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.rest_port}", timeout=120, trust_env=False) as http:
         answer = await http.get(path, params=query)
         assert answer.status_code == 200, answer.text
         return answer.json()
@@ -32,7 +32,7 @@ async def get(app: App, path: str, **query: str) -> Any:
 
 async def score(app: App, *levels: int) -> None:
     """Each with the picture's grey as level, a call each."""
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.rest_port}", timeout=20, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.rest_port}", timeout=120, trust_env=False) as http:
         for level in levels:
             answer = await http.post("/v1/score", files={"image": flat(level)})
             assert answer.status_code == 200, answer.text

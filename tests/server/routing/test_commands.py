@@ -60,7 +60,7 @@ def test_the_way_of_an_upgrade(server: ServerProcess, run: Callable[..., str]) -
     with critiq.Client(server.grpc) as client:
         for level in range(0, 200, 10):
             assert client.score(flat(level))["brightness"].model_version == "1"
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 120
         while client.shadow_report("default").scored < 20:
             assert time.monotonic() < limit
             time.sleep(0.05)

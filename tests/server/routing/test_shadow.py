@@ -181,7 +181,7 @@ def held_version(app: App, version: str) -> Iterator[None]:
         run = runtime.run
 
         def waiting(inputs: Any) -> Any:
-            gate.wait(30)
+            gate.wait(120)
             return run(inputs)
 
         runtime.run = waiting

@@ -134,12 +134,12 @@ async def called(channel: grpc.aio.Channel, service: str, method: Any, key: str 
     metadata = (("authorization", f"Bearer {key}"),) if key else None
     try:
         if not method.client_streaming and not method.server_streaming:
-            await channel.unary_unary(path)(b"", metadata=metadata, timeout=10)
+            await channel.unary_unary(path)(b"", metadata=metadata, timeout=120)
         elif method.client_streaming:
-            async for _ in channel.stream_stream(path)(iter(()), metadata=metadata, timeout=10):
+            async for _ in channel.stream_stream(path)(iter(()), metadata=metadata, timeout=120):
                 pass
         else:
-            call = channel.unary_stream(path)(b"", metadata=metadata, timeout=10)
+            call = channel.unary_stream(path)(b"", metadata=metadata, timeout=120)
             await call.read()
             call.cancel()
     except grpc.aio.AioRpcError as error:

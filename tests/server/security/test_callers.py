@@ -162,7 +162,7 @@ async def test_a_job_is_seen_by_its_own_callers_only(server: Server, face: str) 
                 await call
         assert job.id not in [found.id for found in await other.jobs()]
         assert job.id in [found.id for found in await client.jobs()]
-        assert (await client.wait_job(job.id, timeout=20)).state == "done"
+        assert (await client.wait_job(job.id, timeout=120)).state == "done"
 
 
 @module

@@ -33,7 +33,7 @@ async def serving(root: Path, default: str = "tiny", **sections: Any) -> AsyncIt
     settings = make_settings(root, default=default, **{"telemetry": {"profiling": True}, **sections})
     async with (
         running(settings) as app,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.rest_port}", timeout=30) as http,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.rest_port}", timeout=120) as http,
     ):
         yield app, http
 
@@ -92,7 +92,7 @@ async def test_bad_asks_get_definite_answers(tmp_path: Path) -> None:
         ):
             answer = await http.post(PROFILE, params=params)
             assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
-        first = asyncio.ensure_future(http.post(PROFILE, params={"seconds": 0.5, "format": "text"}))
+        first = asyncio.ensure_future(http.post(PROFILE, params={"seconds": 1.0, "format": "text"}))
         await asyncio.sleep(0.1)
         second = await http.post(PROFILE)
         assert (second.status_code, second.json()["error"]["code"]) == (429, "TOO_BUSY")

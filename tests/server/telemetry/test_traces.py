@@ -97,7 +97,7 @@ async def test_requests_of_one_connection_are_traces_of_their_own(tmp_path: Path
         writer.write(asked * 3)  # the second before the first is answered
         answered = b""
         while answered.count(b"x-trace-id") < 3:
-            answered += await asyncio.wait_for(reader.read(2**16), 20)
+            answered += await asyncio.wait_for(reader.read(2**16), 120)
         writer.close()
     calls = collector.named("GET /v1/models")
     assert [call.parent for call in calls] == ["", "", ""]
@@ -265,7 +265,7 @@ async def test_a_collector_that_fails_costs_no_request(
             assert (await grpc.score(flat(level), PROMPT))["brightness"].raw == pytest.approx(level / 255, abs=1e-3)
         await until(lambda: failures(app) > failed)
         stopping = time.monotonic()
-    assert time.monotonic() - stopping < 4
+    assert time.monotonic() - stopping < 25, "it does not wait for a collector that takes half a minute"
 
 
 def failures(app: App) -> float:
