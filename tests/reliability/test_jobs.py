@@ -117,20 +117,24 @@ async def test_killed_and_stopped_with_callbacks_pending(tmp_path: Path) -> None
 
 @pytest.mark.slow
 async def test_a_second_signal_loses_no_job(tmp_path: Path) -> None:
-    write_simulated(tmp_path / "bundles", batch_ms=3000, max_batch=2)
-    arguments = ["--models", str(tmp_path / "bundles"), "--load", "simulated", "--default", "simulated"]
-    arguments += ["--set", f"jobs.path={tmp_path / 'jobs.db'}"]
-    with server_process(arguments, tmp_path / "first.log") as server:
+    def arguments(batch_ms: float) -> list[str]:
+        write_simulated(bundles := tmp_path / f"batches of {batch_ms} ms", batch_ms=batch_ms, max_batch=2)
+        model = ["--models", str(bundles), "--load", "simulated", "--default", "simulated"]
+        return [*model, "--set", f"jobs.path={tmp_path / 'jobs.db'}"]
+
+    log = tmp_path / "first.log"
+    with server_process(arguments(60_000), log) as server:
         async with critiq.AsyncClient(server.rest) as client:
             job = await client.submit_job([flat(level) for level in range(4)])
             waiting = asyncio.ensure_future(client.score(flat(9)))
             await asyncio.sleep(0.5)
-            for _ in range(2):
-                server.process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(0.3)
-            assert await asyncio.to_thread(server.process.wait, 60) != 0, "not everything was answered"
+            server.process.send_signal(signal.SIGTERM)
+            await until(lambda: '"stopping"' in log.read_text())
+            await asyncio.sleep(1)  # sooner it would count as the same signal
+            server.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(server.process.wait, 20) != 0, "not everything was answered"
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-    with server_process(arguments, tmp_path / "second.log") as server:
+    with server_process(arguments(10), tmp_path / "second.log") as server:
         async with critiq.AsyncClient(server.rest) as client:
             assert (await client.wait_job(job.id, timeout=60)).failed == 0
