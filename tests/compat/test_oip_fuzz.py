@@ -6,7 +6,6 @@ import json
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,12 +16,11 @@ from hypothesis import strategies as st
 
 from critiq_server.api.oip.inference import service_pb2
 from tests.compat.oip_bodies import LENGTH, packed, pictures
-from tests.support.bundles import write_bundle
 from tests.support.requests import flat
-from tests.support.servers import ServerProcess, server_process
+from tests.support.servers import ServerProcess
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
-SECONDS = 10
+SECONDS = 60
 PICTURE = flat(51)
 relaxed = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -51,25 +49,14 @@ parameters = st.dictionaries(
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    root: Path = tmp_path_factory.mktemp("fuzz")
-    write_bundle(root)
-    arguments = ["--models", str(root), "--set", "models.default=tiny", "--set", "models.load=[tiny]"]
-    with server_process(arguments, root / "log") as process:
-        yield process
-        assert process.process.poll() is None, "the server is gone"
-        assert '"event": "fault"' not in (root / "log").read_text()
-
-
-@pytest.fixture(scope="module")
-def http(server: ServerProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.rest, timeout=SECONDS, trust_env=False) as client:
+def http(fuzzed: ServerProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=fuzzed.rest, timeout=SECONDS, trust_env=False) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def infer(server: ServerProcess) -> Iterator[Any]:
-    with grpc.insecure_channel(server.grpc) as channel:
+def infer(fuzzed: ServerProcess) -> Iterator[Any]:
+    with grpc.insecure_channel(fuzzed.grpc) as channel:
         yield channel.unary_unary(METHOD)
 
 

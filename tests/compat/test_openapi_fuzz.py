@@ -28,7 +28,7 @@ from tests.support import requests
 from tests.support.bundles import write_bundle
 from tests.support.servers import ServerProcess, server_process
 
-SECONDS = 15
+SECONDS = 60
 REFUSED = {400, 403, 404, 405, 409, 413, 429, 503, 504}
 PROTOBUF = "application/x-protobuf"
 PNG = encoded(photo(40, 30), "PNG")
