@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +17,8 @@ from critiq.cli.running import complain, run
 from critiq.errors import CritiqError, InvalidArgument, NotFound
 from critiq_evaluation.agreement import AgreementOfModels, agreement
 from critiq_evaluation.agreement_report import write_agreement
+from critiq_evaluation.commands.asking import Bundles, Cache, Local, Server, Timeout, Window, server_of
 from critiq_evaluation.errors import EvaluationError
-from critiq_evaluation.local_server import local_server
 from critiq_evaluation.scoring import Asked, score_pictures
 
 _NAME = "critiq agreement"
@@ -42,31 +41,22 @@ def compare(
         list[str] | None, typer.Option(help="Only this dimension; default: all. May be repeated.")
     ] = None,
     prompts: PromptsFile = None,
-    server: Annotated[
-        str, typer.Option(envvar="CRITIQ_URL", help="host:port or grpc(s):// for gRPC, http(s):// for REST.")
-    ] = DEFAULT_URL,
-    local: Annotated[
-        bool, typer.Option("--local", help="Serve the models in a process of this command's own.")
-    ] = False,
-    bundles: Annotated[
-        list[Path] | None, typer.Option(help="With --local: directory of bundles. May be repeated.")
-    ] = None,
+    server: Server = DEFAULT_URL,
+    local: Local = False,
+    bundles: Bundles = None,
     resamples: Annotated[int, typer.Option(min=0, help="Of the bootstrap; 0: no intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    cache: Annotated[
-        Path | None, typer.Option(help="File of scores that is taken up again; default: OUT/scores.jsonl.")
-    ] = None,
-    window: Annotated[int, typer.Option(min=1, help="Pictures under way at once.")] = 32,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the next answer.")] = 120.0,
+    cache: Cache = None,
+    window: Window = 32,
+    timeout: Timeout = 120.0,
 ) -> None:
     """Score a folder with several models; report SRCC of every two and the pictures on which they differ most."""
-    if bundles and not local:
-        raise EvaluationError("--bundles is for --local; a server that runs has its own")
+    asked = server_of(server, local, model, bundles)
     if not images.is_dir():
         raise EvaluationError(f"{images} is not a directory of pictures")
     pictures = _pictures(images, prompts)
     kept = cache or out / "scores.jsonl"
-    with local_server(model or [], bundles or []) if local else nullcontext(server) as url:
+    with asked as url:
         names = list(dict.fromkeys(model or _loaded(url, timeout)))
         names = _comparable(url, timeout, names, dimension or [])
         try:

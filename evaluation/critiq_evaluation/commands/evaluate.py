@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version as distribution_version
 from pathlib import Path
@@ -18,11 +17,11 @@ from critiq.cli.running import complain, run
 from critiq.errors import CritiqError, InvalidArgument, NotFound
 from critiq.types import Model
 from critiq_evaluation import protocols
+from critiq_evaluation.commands.asking import Bundles, Cache, Local, Server, Timeout, Window, server_of
 from critiq_evaluation.datasets.reading import READERS, check_pictures, read
 from critiq_evaluation.datasets.types import Dataset
 from critiq_evaluation.errors import EvaluationError
 from critiq_evaluation.judging import Evaluation, judge
-from critiq_evaluation.local_server import local_server
 from critiq_evaluation.pairing import pair_up
 from critiq_evaluation.report.data import About
 from critiq_evaluation.report.tables import number
@@ -58,15 +57,9 @@ def evaluate(
         list[str] | None,
         typer.Option(help="NAME or NAME:VERSION; default: the server's default model. May be repeated."),
     ] = None,
-    server: Annotated[
-        str, typer.Option(envvar="CRITIQ_URL", help="host:port or grpc(s):// for gRPC, http(s):// for REST.")
-    ] = DEFAULT_URL,
-    local: Annotated[
-        bool, typer.Option("--local", help="Serve the models in a process of this command's own.")
-    ] = False,
-    bundles: Annotated[
-        list[Path] | None, typer.Option(help="With --local: directory of bundles. May be repeated.")
-    ] = None,
+    server: Server = DEFAULT_URL,
+    local: Local = False,
+    bundles: Bundles = None,
     map_: Annotated[
         list[str] | None,
         typer.Option("--map", help="DIMENSION=RATING to compare; default: by name. May be repeated."),
@@ -83,17 +76,14 @@ def evaluate(
         int, typer.Option(min=0, help="Of bootstrap and permutation test; 0: neither intervals nor tests.")
     ] = 1000,
     note: Annotated[str, typer.Option(help="Said at the top of the report.")] = "",
-    cache: Annotated[
-        Path | None, typer.Option(help="File of scores that is taken up again; default: OUT/scores.jsonl.")
-    ] = None,
-    window: Annotated[int, typer.Option(min=1, help="Pictures under way at once.")] = 32,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the next answer.")] = 120.0,
+    cache: Cache = None,
+    window: Window = 32,
+    timeout: Timeout = 120.0,
 ) -> None:
     """Score a human-rated dataset with served models and report how far they agree with people."""
     name = _fit(fit)
     kept = cache or out / "scores.jsonl"
-    if bundles and not local:
-        raise EvaluationError("--bundles is for --local; a server that runs has its own")
+    asked = server_of(server, local, model, bundles)
     rated = _read(dataset, labels, column or [])
     # Only a directory without any of them is refused: a single one that is missing stays in its split, and is reported.
     check_pictures(rated, images)
@@ -102,7 +92,7 @@ def evaluate(
     wanted = list(dict.fromkeys(protocol or ["all"]))
     plans = [protocols.plan(one, rated, options) for one in wanted] if rated.pictures or protocol else []
     out.mkdir(parents=True, exist_ok=True)
-    with local_server(model or [], bundles or []) if local else nullcontext(server) as url:
+    with asked as url:
         models = _models(url, timeout, model or [""])
         # A wrong --map, too, costs no time.
         pairs = [pair for found in models for pair in pair_up(found, rated, map_ or [])]

@@ -14,6 +14,7 @@ from critiq.cli.options import DEFAULT_URL
 from critiq.cli.running import run
 from critiq.errors import CritiqError, InvalidArgument, NotFound
 from critiq.types import Scale
+from critiq_evaluation.commands.asking import Server
 from critiq_evaluation.errors import EvaluationError
 from critiq_evaluation.thresholds import Goal, Threshold, as_json, curves, find_threshold, turned_back
 
@@ -48,9 +49,7 @@ def threshold(
         typer.Option(help="What `critiq score --output` wrote (.csv, .jsonl), or a table of image and score."),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Directory of the pictures, to score them with --server.")] = None,
-    server: Annotated[
-        str, typer.Option(envvar="CRITIQ_URL", help="host:port or grpc(s):// for gRPC, http(s):// for REST.")
-    ] = DEFAULT_URL,
+    server: Server = DEFAULT_URL,
     model: Annotated[str, typer.Option(help="NAME or NAME:VERSION; default: the server's default model.")] = "",
     on: Annotated[str, typer.Option(help="The scale of the threshold: calibrated, percentile or raw.")] = "calibrated",
     lower_is_better: Annotated[
