@@ -25,7 +25,7 @@ from critiq_server.api.tracing import TracedHttp
 from critiq_server.assembly import Assembly
 from critiq_server.jobs.operations import Jobs
 from critiq_server.jobs.store import JobStoreError
-from critiq_server.listening import HttpFace, StartError, in_url, open_socket, taken
+from critiq_server.listening import HttpFace, StartError, check_free, in_url, open_socket, taken
 from critiq_server.moderation import Moderation, load_policies
 from critiq_server.others import ALONE
 from critiq_server.processes.group import Member
@@ -76,8 +76,8 @@ class App:
         """Loads the models and listens. Of a start that fails nothing is left.
 
         Raises:
-            StartError: a port is taken, a store on disk cannot be opened, the certificate, the file of keys or a
-                moderation policy cannot be used, or no model could be loaded.
+            StartError: a port or socket is taken, a store on disk cannot be opened, the certificate, the file of keys
+                or a moderation policy cannot be used, or no model could be loaded.
         """
         try:
             await self._start()
@@ -87,6 +87,8 @@ class App:
             raise
 
     async def _start(self) -> None:
+        if self.settings.server.grpc_socket is not None and self._member is None:
+            check_free(self.settings.server.grpc_socket)
         try:
             self._certificates = self._read_certificates()
             self._guard = await open_guard(self.settings.security)

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import errno
 import socket
+import stat
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -168,6 +170,30 @@ def open_socket(host: str, port: int, flag: str) -> socket.socket:
     # would wait 40 ms for the caller's acknowledgement.
     opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return opened
+
+
+def check_free(path: Path) -> None:
+    """Makes sure that a Unix socket may be put at ``path``: gRPC's library would take it from whoever has it.
+
+    Raises:
+        StartError: another server listens there, or there is a file of something else.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:  # nothing, or a link that leads nowhere since its server was killed
+        path.unlink(missing_ok=True)
+        return
+    except OSError:  # to listen there will fail, and say why
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise StartError(f"server.grpc_socket: {path} is there and no socket; choose another name")
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(1.0)
+        try:
+            caller.connect(str(path))
+        except OSError:  # its server was killed
+            return
+    raise StartError(f"server.grpc_socket: another server listens at {path}; stop it, or choose another name")
 
 
 def taken(host: str, port: int, error: OSError, flag: str) -> str:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 from critiq_server.api.access import METRICS, Guarded
 from critiq_server.api.hosts import named
 from critiq_server.api.metrics import metrics_app
-from critiq_server.listening import HttpFace, StartError, in_url, open_socket, taken
+from critiq_server.listening import HttpFace, StartError, check_free, in_url, open_socket, taken
 from critiq_server.processes.group import VARIABLE, Member, talk
 from critiq_server.processes.merging import MergedMetrics
 from critiq_server.security.guard import open_guard
@@ -143,6 +143,8 @@ class Supervisor:
         self._sockets: dict[str, socket.socket] = {}
         for what, host, port, flag in wanted:
             self._sockets[what] = open_socket(host, port, flag)
+        if settings.server.grpc_socket is not None:
+            check_free(settings.server.grpc_socket)
         self._grpc_socket = _reserve(settings.server.host, settings.server.grpc_port)
         self._metrics_socket = open_socket(settings.server.host, settings.server.metrics_port, "--metrics-port")
         certificates = None if settings.security.tls.certificate is None else Certificates(settings.security.tls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket as socketlib
 import stat
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 import critiq
-from critiq_server.app import StartError
+from critiq_server.app import App, StartError
+from critiq_server.listening import check_free
+from critiq_server.processes.supervisor import Supervisor
 from tests.support.bundles import write_bundle
 from tests.support.servers import make_settings, running
 
@@ -44,3 +47,30 @@ async def test_a_socket_that_cannot_be_opened_is_said_at_the_start(tmp_path: Pat
     with pytest.raises(StartError, match=r"server\.grpc_socket"):
         async with running(make_settings(tmp_path, server={"grpc_socket": tmp_path / "nowhere" / "grpc"})):
             pass
+
+
+async def test_a_socket_is_not_taken_from_another_server_and_no_file_for_one(tmp_path: Path) -> None:
+    write_bundle(tmp_path)
+    socket, file = tmp_path / "grpc", tmp_path / "notes.txt"
+    file.write_text("mine")
+    settings = make_settings(tmp_path, server={"grpc_socket": socket})
+    async with running(settings):
+        for workers in (1, 2):
+            second = make_settings(tmp_path, server={"grpc_socket": socket, "workers": workers})
+            with pytest.raises(StartError, match="another server listens at"):
+                await (App(second).start() if workers == 1 else Supervisor(second, ()).run())
+        async with critiq.AsyncClient(f"unix:{socket}") as client:
+            assert (await client.score(np.full((20, 20, 3), 51, np.uint8)))["brightness"].raw == pytest.approx(0.2)
+    with pytest.raises(StartError, match="is there and no socket"):
+        check_free(file)
+    assert file.read_text() == "mine"
+
+
+def test_a_link_and_a_socket_that_killed_servers_left_are_in_nobodys_way(tmp_path: Path) -> None:
+    link, left = tmp_path / "link", tmp_path / "left"
+    link.symlink_to(tmp_path / "gone")
+    with socketlib.socket(socketlib.AF_UNIX) as listened:
+        listened.bind(str(left))
+    for path in (link, left):
+        check_free(path)
+    assert not link.is_symlink()
