@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,15 @@ for _name in [name for name in os.environ if name.upper().startswith("CRITIQ_")]
 # Several processes share the tests: a thread each for the networks, or they would wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forgotten_servers() -> Iterator[None]:
+    """FastAPI remembers the last thousands of endpoints that it has seen, and with each its server and the models."""
+    yield
+    for remembered in vars(sys.modules.get("fastapi.dependencies.models", object)).values():
+        if hasattr(remembered, "cache_clear"):
+            remembered.cache_clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
