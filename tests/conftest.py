@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -15,6 +16,18 @@ for _name in [name for name in os.environ if name.upper().startswith("CRITIQ_")]
 # Several processes share the tests: a thread each for the networks, or they would wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _children_heed_signals() -> None:
+    """What a shell starts in the background ignores SIGINT, under nohup SIGHUP, and so would the servers of tests.
+
+    A handler is not inherited: they begin as at a terminal, and this process still ignores what it was to ignore.
+    """
+    for name in ("SIGINT", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -26,12 +26,6 @@ from critiq.cli.ledger import Ledger
 from tests.client.fake_server import Behaviour, FakeServer
 
 COMMAND = [sys.executable, "-m", "critiq.cli"]
-HEEDING = """
-import runpy, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-runpy.run_module("critiq.cli", run_name="__main__", alter_sys=True)
-"""
-"""The same that heeds SIGINT: what a shell starts in the background ignores it, and so do its children."""
 
 
 @pytest.fixture
@@ -65,9 +59,7 @@ class Cli:
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         """The same in a process of its own, in this process's directory and environment."""
-        return subprocess.Popen(
-            [sys.executable, "-c", HEEDING, *map(str, arguments)], stdout=PIPE, stderr=PIPE, text=True
-        )
+        return subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=PIPE, stderr=PIPE, text=True)
 
 
 class Output(NamedTuple):
