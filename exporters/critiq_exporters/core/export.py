@@ -29,7 +29,7 @@ from critiq_exporters.core.gates import (
     stage_gates,
     variant_gates,
 )
-from critiq_exporters.core.graphs import ExportError, graph_bytes, save_graph, write_graph
+from critiq_exporters.core.graphs import ExportError, graph_bytes, save_description, write_graph
 from critiq_exporters.core.lmm_features import drawn_features, golden_features
 from critiq_exporters.core.pictures import Pixels, drawn_pictures, prompts
 from critiq_exporters.core.precisions import NOTES, Precision, convert
@@ -253,11 +253,11 @@ def _widened(dimension: Dimension, reference: Trace, variant: Trace) -> Dimensio
 
 def _strip(path: Path) -> None:
     """Drops what the exporter notes about the machine it ran on: stack traces with paths."""
-    model = onnx.load(str(path))
+    model = onnx.load(str(path), load_external_data=False)
     graph = model.graph
     holders: list[Any] = [model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output]
     for holder in holders:
         kept = [entry for entry in holder.metadata_props if entry.key == SCOPES]
         del holder.metadata_props[:]
         holder.metadata_props.extend(kept)
-    save_graph(model, path)
+    save_description(model, path)

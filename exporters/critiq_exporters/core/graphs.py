@@ -21,8 +21,9 @@ from critiq_server.bundles.manifest import ImageInput, Input, NativeView, Prompt
 OPSET = 20
 """The newest that TensorRT builds with dynamic batches; from 23 on the exporter emits an Attention operator."""
 
-LARGEST_MESSAGE = 1_900_000_000
-"""Bytes of weights that a graph file holds at the most: as one protobuf message it must stay below 2 GiB."""
+LARGEST_MESSAGE = 1_000_000_000
+"""Bytes of weights that a graph file holds at the most. One protobuf message must stay below 2 GiB, and from here on a
+file beside it is written and read faster, in less memory."""
 _DIGEST = "weights_sha256"
 
 
@@ -69,10 +70,15 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
         onnx.save(model, str(path))
         return
     onnx.save(model, str(path), save_as_external_data=True, location=weights.name)
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    described = onnx.load(str(path), load_external_data=False)
-    onnx.helper.set_model_props(described, {_DIGEST: digest})
+    save_description(onnx.load(str(path), load_external_data=False), path)
+
+
+def save_description(described: onnx.ModelProto, path: Path) -> None:
+    """Writes a graph whose weights, if they are not its own, already lie in the file beside it."""
+    if (weights := weights_of(path)).exists():
+        with weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        onnx.helper.set_model_props(described, {_DIGEST: digest})
     onnx.save(described, str(path))
 
 
