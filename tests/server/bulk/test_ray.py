@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -35,7 +36,8 @@ def _cluster() -> Iterator[None]:
 
     # A folder of its own, or others on this machine would take this Ray for theirs; short, as sockets lie there.
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
-        ray.init(
+        start = partial(
+            ray.init,
             "local",
             num_cpus=2,
             include_dashboard=False,
@@ -43,6 +45,11 @@ def _cluster() -> Iterator[None]:
             object_store_memory=100 * 2**20,
             _temp_dir=folder,
         )
+        try:
+            start()
+        except Exception:  # Ray waits half a minute for itself, which a busy machine may need; no setting changes that
+            ray.shutdown()
+            start()
         yield
         ray.shutdown()
 
